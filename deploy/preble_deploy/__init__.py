@@ -1,0 +1,1 @@
+"""Putting it up: the command line, and the launchers behind it."""

@@ -1,0 +1,1 @@
+"""The load: traces, replay against a live cluster, and the report on it."""

@@ -1,0 +1,46 @@
+"""Cache events: idempotent statements of a worker about the paths it holds.
+
+Paths are concatenated 8-byte page keys from the first page of a prompt on. A batch is numbered
+within the worker's epoch; what to do about a gap is decided in `preble_router.event_feed`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The worker now holds every page of `path`."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """Of `path` the worker now holds the first `keep` pages and nothing below them.
+
+    What it holds on branches that leave `path` at or above page `keep` is untouched.
+    """
+
+    path: bytes
+    keep: int
+
+
+CacheEvent = Stored | Evicted
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvents:
+    """The events of one step. `seq` counts batches from 1 within `epoch`, without a gap."""
+
+    epoch: int
+    seq: int
+    events: tuple[CacheEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """Everything the worker held right after batch `seq`: one path per leaf of its tree."""
+
+    epoch: int
+    seq: int
+    paths: tuple[bytes, ...]

@@ -1,0 +1,167 @@
+"""The values that router, worker and clients share. All are immutable; tokens are packed uint32."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from preble.cost import CostModel
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. Every request ends once, with one of these."""
+
+    STOP = "stop"
+    """An end-of-sequence token, a stop token or a stop string."""
+    LENGTH = "length"
+    """`max_tokens` were generated."""
+    CANCELLED = "cancelled"
+    """The client, or the router for it, asked to stop."""
+    DEADLINE = "deadline"
+    """The deadline passed first."""
+    REFUSED = "refused"
+    """The worker can never run it (longer than its cache or context)."""
+    ERROR = "error"
+    """The worker's engine failed on it."""
+
+
+class Phase(IntEnum):
+    """What a worker's step loop is doing."""
+
+    STARTING = 0
+    IDLE = 1
+    COMPUTING = 2
+    DRAINING = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How output tokens are drawn, and when output ends.
+
+    Token i of a request depends on (`seed`, i) and the model's numerics alone, so that a request
+    resumed elsewhere draws the same tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1
+    switch those filters off. Stop strings are the router's business.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRequest:
+    """One attempt at a request as a worker receives it.
+
+    Attributes:
+        attempt: counts from 1; output of an older attempt is dropped by the router.
+        tokens: packed prompt, followed by what earlier attempts already delivered.
+        num_delivered: how many of `tokens` are output of earlier attempts; sampling positions and
+            `max_tokens` count from before them.
+        namespace: tenant whose cache it may share; "" is the default.
+        priority: higher runs first.
+        deadline_at: in the worker's clock, None for no deadline.
+        predicted_output_tokens: the router's estimate, 0 when it has none.
+    """
+
+    request_id: str
+    tokens: bytes
+    sampling: SamplingParams
+    attempt: int = 1
+    num_delivered: int = 0
+    namespace: str = ""
+    priority: int = 0
+    deadline_at: float | None = None
+    predicted_output_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a worker says of itself once, when a router links to it.
+
+    Attributes:
+        epoch: differs between any two processes that ever bore this id.
+        page_tokens: tokens per page of its cache.
+        capacity_tokens: tokens of KV that fit its cache, shared and running together.
+        max_batch_tokens: token budget of one step.
+        max_sequences: requests that run at the same time.
+        context_tokens: longest prompt plus output of one request.
+        cost: seconds per step, as profiled or from first principles.
+    """
+
+    worker_id: str
+    epoch: int
+    model: str
+    page_tokens: int
+    capacity_tokens: int
+    max_batch_tokens: int
+    max_sequences: int
+    context_tokens: int
+    vocab_size: int
+    cost: CostModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """How busy a worker is after a step, all routers' requests together.
+
+    Attributes:
+        waiting_prefill_tokens: uncached prompt tokens not computed yet, queued or half done.
+        decode_context_tokens: context tokens of the requests that are decoding.
+        free_pages: pages that hold nothing.
+        cached_pages: pages of the prefix tree that no request uses; they can be evicted.
+        used_pages: pages that running requests use, shared ones once.
+        tree_pages: pages in the prefix tree, used or not; with `tree_key_sum`, the digest by which
+            a router finds that it lost an event.
+        tree_key_sum: sum of those pages' keys modulo 2**64.
+        prompt_tokens_total, cached_tokens_total: of the requests started since the process began.
+        busy_seconds_total: time spent in steps since the process began.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    waiting_prefill_tokens: int = 0
+    decode_context_tokens: int = 0
+    free_pages: int = 0
+    cached_pages: int = 0
+    used_pages: int = 0
+    tree_pages: int = 0
+    tree_key_sum: int = 0
+    preemptions_total: int = 0
+    prompt_tokens_total: int = 0
+    cached_tokens_total: int = 0
+    busy_seconds_total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOutput:
+    """What one step produced for one request.
+
+    Attributes:
+        position: index of `tokens[0]` in the request's output, delivered tokens of earlier
+            attempts included; a receiver that expects another position has lost something.
+        tokens: packed new tokens, may be empty.
+        cached_tokens: prompt tokens served from cache; set with the first token and after,
+            None before.
+        finish_reason: None while the request goes on.
+        error: a sentence for the client when it was refused or failed.
+    """
+
+    request_id: str
+    attempt: int
+    position: int
+    tokens: bytes = b""
+    cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of a finished request. `predicted_cached_tokens` is what the router believed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    predicted_cached_tokens: int = field(default=0)

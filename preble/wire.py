@@ -1,0 +1,219 @@
+"""Translation between the messages of `preble.v1.worker` and the values of this package.
+
+Each pair of functions is exact both ways. Receivers validate nothing here: a peer speaks the
+protocol or the link is dropped.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from preble.cost import CostModel
+from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
+from preble.types import (
+    FinishReason,
+    LoadReport,
+    RequestOutput,
+    SamplingParams,
+    WorkerRequest,
+    WorkerSpec,
+)
+from preble.v1 import worker_pb2 as pb
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Receive limit of every gRPC channel and server of this project."""
+
+SNAPSHOT_PART_BYTES = 4 * 1024 * 1024
+"""Payload after which a snapshot continues in another message."""
+
+_COST_FIELDS = (
+    "name",
+    "fixed",
+    "per_prefill_token",
+    "per_attention",
+    "per_decode",
+    "per_context_token",
+    "weight_read",
+    "roofline",
+    "source",
+)
+_SPEC_FIELDS = (
+    "worker_id",
+    "epoch",
+    "model",
+    "page_tokens",
+    "capacity_tokens",
+    "max_batch_tokens",
+    "max_sequences",
+    "context_tokens",
+    "vocab_size",
+)
+_LOAD_FIELDS = tuple(field.name for field in pb.LoadReport.DESCRIPTOR.fields)
+
+_FINISH_TO_WIRE = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
+    FinishReason.REFUSED: pb.FINISH_REASON_REFUSED,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+_FINISH_FROM_WIRE = {wire: reason for reason, wire in _FINISH_TO_WIRE.items()}
+
+
+def finish_to_wire(reason: FinishReason | None) -> pb.FinishReason.ValueType:
+    """The wire's finish reason; None, a request that goes on, is UNSPECIFIED."""
+    return pb.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH_TO_WIRE[reason]
+
+
+def finish_from_wire(reason: pb.FinishReason.ValueType) -> FinishReason | None:
+    """Inverse of `finish_to_wire`; a reason this version does not know counts as an error."""
+    if reason == pb.FINISH_REASON_UNSPECIFIED:
+        return None
+    return _FINISH_FROM_WIRE.get(reason, FinishReason.ERROR)
+
+
+def sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
+    return pb.SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=sampling.stop_token_ids,
+    )
+
+
+def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        seed=message.seed,
+        ignore_eos=message.ignore_eos,
+        stop_token_ids=tuple(message.stop_token_ids),
+    )
+
+
+def submit_to_wire(request: WorkerRequest, *, now: float) -> pb.Submit:
+    """The deadline travels as seconds from `now`, so that no two clocks need agree."""
+    message = pb.Submit(
+        request_id=request.request_id,
+        attempt=request.attempt,
+        tokens=request.tokens,
+        num_delivered=request.num_delivered,
+        namespace=request.namespace,
+        priority=request.priority,
+        predicted_output_tokens=request.predicted_output_tokens,
+        sampling=sampling_to_wire(request.sampling),
+    )
+    if request.deadline_at is not None:
+        message.deadline_seconds = request.deadline_at - now
+    return message
+
+
+def submit_from_wire(message: pb.Submit, *, now: float) -> WorkerRequest:
+    """Inverse of `submit_to_wire` on the receiver's clock."""
+    return WorkerRequest(
+        request_id=message.request_id,
+        tokens=message.tokens,
+        sampling=sampling_from_wire(message.sampling),
+        attempt=message.attempt,
+        num_delivered=message.num_delivered,
+        namespace=message.namespace,
+        priority=message.priority,
+        deadline_at=(
+            now + message.deadline_seconds if message.HasField("deadline_seconds") else None
+        ),
+        predicted_output_tokens=message.predicted_output_tokens,
+    )
+
+
+def hello_to_wire(spec: WorkerSpec, *, version: str, engine: str) -> pb.Hello:
+    cost = pb.CostModel(**{name: getattr(spec.cost, name) for name in _COST_FIELDS})
+    values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
+    return pb.Hello(**values, cost=cost, version=version, engine=engine)
+
+
+def hello_from_wire(message: pb.Hello) -> WorkerSpec:
+    cost = CostModel(**{name: getattr(message.cost, name) for name in _COST_FIELDS})
+    return WorkerSpec(**{name: getattr(message, name) for name in _SPEC_FIELDS}, cost=cost)
+
+
+def load_to_wire(load: LoadReport) -> pb.LoadReport:
+    return pb.LoadReport(**{name: getattr(load, name) for name in _LOAD_FIELDS})
+
+
+def load_from_wire(message: pb.LoadReport) -> LoadReport:
+    return LoadReport(**{name: getattr(message, name) for name in _LOAD_FIELDS})
+
+
+def output_to_wire(output: RequestOutput) -> pb.RequestOutput:
+    return pb.RequestOutput(
+        request_id=output.request_id,
+        attempt=output.attempt,
+        position=output.position,
+        tokens=output.tokens,
+        cached_tokens=output.cached_tokens,
+        finish_reason=finish_to_wire(output.finish_reason),
+        error=output.error,
+    )
+
+
+def output_from_wire(message: pb.RequestOutput) -> RequestOutput:
+    return RequestOutput(
+        request_id=message.request_id,
+        attempt=message.attempt,
+        position=message.position,
+        tokens=message.tokens,
+        cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
+        finish_reason=finish_from_wire(message.finish_reason),
+        error=message.error,
+    )
+
+
+def cache_events_to_wire(batch: CacheEvents) -> pb.CacheEvents:
+    message = pb.CacheEvents(epoch=batch.epoch, seq=batch.seq)
+    for event in batch.events:
+        if isinstance(event, Stored):
+            message.events.add().stored.path = event.path
+        else:
+            evicted = message.events.add().evicted
+            evicted.path = event.path
+            evicted.keep = event.keep
+    return message
+
+
+def cache_events_from_wire(message: pb.CacheEvents) -> CacheEvents:
+    return CacheEvents(
+        message.epoch,
+        message.seq,
+        tuple(
+            Stored(event.stored.path)
+            if event.WhichOneof("event") == "stored"
+            else Evicted(event.evicted.path, event.evicted.keep)
+            for event in message.events
+        ),
+    )
+
+
+def snapshot_to_wire(snapshot: CacheSnapshot) -> Iterator[pb.CacheSnapshot]:
+    """The snapshot in parts of about `SNAPSHOT_PART_BYTES`; all but the last have `more` set."""
+    part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
+    size = 0
+    for path in snapshot.paths:
+        if size and size + len(path) > SNAPSHOT_PART_BYTES:
+            part.more = True
+            yield part
+            part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
+            size = 0
+        part.paths.append(path)
+        size += len(path)
+    yield part
+
+
+def snapshot_from_wire(parts: Iterable[pb.CacheSnapshot]) -> CacheSnapshot:
+    """Joins the parts of one snapshot, which are consecutive in the stream."""
+    collected = list(parts)
+    last = collected[-1]
+    return CacheSnapshot(last.epoch, last.seq, tuple(p for part in collected for p in part.paths))

@@ -1,0 +1,1 @@
+"""The router: places requests on workers, and speaks HTTP and gRPC to their clients."""

@@ -1,0 +1,57 @@
+"""Everything an operator can set about a router, already validated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files. `client_ca` demands client certificates signed by it (mTLS)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """Options of one router process.
+
+    Attributes:
+        model: name under which clients ask for the model.
+        model_path: directory with tokenizer.json, tokenizer_config.json and config.json.
+        host, port: of the HTTP gateway. grpc_port: of the gRPC services, on the same host.
+        workers: addresses (host:port) to link to from the start; others announce themselves.
+        policy: name of a routing policy.
+        max_live_requests: requests accepted and not ended; beyond it 429.
+        default_max_tokens: of a request that states none.
+        silence_seconds: a worker's step loop silent for longer (its predicted step time added)
+            is suspended.
+        max_attempts: placements of one request in all.
+        api_keys: bearer tokens accepted on HTTP and gRPC; empty accepts everybody.
+        worker_token: bearer token to present to workers, "" for none.
+        worker_ca: CA file for TLS towards workers; None for plain text.
+        journal: file that records every scheduler input, for replay; None for none.
+        drain_seconds: how long running requests may go on after SIGTERM.
+    """
+
+    model: str
+    model_path: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 8001
+    router_id: str = "router"
+    workers: tuple[str, ...] = ()
+    policy: str = "preble"
+    max_live_requests: int = 4096
+    default_max_tokens: int = 256
+    silence_seconds: float = 2.0
+    max_attempts: int = 3
+    seed: int = 0
+    api_keys: tuple[str, ...] = ()
+    worker_token: str = ""
+    worker_ca: Path | None = None
+    tls: Tls | None = None
+    journal: Path | None = None
+    drain_seconds: float = 30.0
+    log_level: str = "info"

@@ -1,0 +1,1 @@
+"""Routing policies, one pure file each."""

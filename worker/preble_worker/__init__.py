@@ -1,0 +1,1 @@
+"""The worker: schedules and computes the requests that routers send it."""

@@ -1,0 +1,1 @@
+"""Local scheduling policies, one pure file each."""
