@@ -18,9 +18,6 @@ from preble.types import (
 )
 from preble.v1 import worker_pb2 as pb
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Receive limit of every gRPC channel and server of this project."""
-
 SNAPSHOT_PART_BYTES = 4 * 1024 * 1024
 """Payload after which a snapshot continues in another message."""
 

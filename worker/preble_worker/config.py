@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files. `client_ca` demands client certificates signed by it (mTLS)."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
+from preble.transport import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
