@@ -10,6 +10,7 @@ requests, K context tokens that the decodes read.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, TypeVar
 
@@ -88,10 +89,9 @@ class CostModel:
             raise ConfigError(f"{where}: not a cost model ({error})") from error
         for item in fields(cls):
             value = getattr(model, item.name)
-            if item.type is float and not (np.isfinite(value) and value >= 0.0):
-                raise ConfigError(
-                    f"{where}: {item.name} is {value}, must be finite and not negative"
-                )
+            number = isinstance(value, int | float) and math.isfinite(value) and value >= 0.0
+            if item.type is float and not number:
+                raise ConfigError(f"{where}: {item.name} is {value!r}, must be finite and >= 0")
         return model
 
     @classmethod
