@@ -197,9 +197,17 @@ global___AddWorkerRequest = AddWorkerRequest
 class AddWorkerResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    ROUTER_ID_FIELD_NUMBER: builtins.int
+    router_id: builtins.str
+    """The answering router: the same id that it presents in Attach, by which a worker knows that
+    the router it announced itself to is the one that linked.
+    """
     def __init__(
         self,
+        *,
+        router_id: builtins.str = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["router_id", b"router_id"]) -> None: ...
 
 global___AddWorkerResponse = AddWorkerResponse
 
