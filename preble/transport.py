@@ -84,6 +84,13 @@ def aio_channel(
     )
 
 
+def aio_server(tokens: tuple[str, ...] = ()) -> grpc.aio.Server:
+    """A server with this project's options, which demands one of `tokens` if there are any."""
+    return grpc.aio.server(
+        interceptors=[RequireToken(tokens)] if tokens else [], options=SERVER_OPTIONS
+    )
+
+
 def listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:
     """Bind `server` and return its port.
 
