@@ -113,5 +113,5 @@ async def test_a_taken_port_is_a_configuration_error() -> None:
 
 async def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
     tls = Tls(certificate=tmp_path / "none.pem", key=tmp_path / "none.key")
-    with pytest.raises(ConfigError, match="none.key"):
+    with pytest.raises(ConfigError, match=r"none\.key"):
         listen(aio_server(), "localhost:0", tls)
