@@ -1,4 +1,4 @@
-"""What the demo model's tokenizer learns its words from: plain English, written for this purpose."""
+"""The words of the demo model's tokenizer: plain English, written for this purpose."""
 
 DEMO_TEXT = """\
 A lighthouse keeper wrote in her book every evening. The first page said how high the water stood,
@@ -19,7 +19,7 @@ can be done once and shared. What was computed for one reader then serves the ne
 
 How do you share work among many hands? If everyone runs to the nearest worker, a long queue forms
 there while others stand idle. If each goes to a random place, nobody finds the tools already laid
-out. A fair rule weighs both: the time you wait, and the time you save by going where your tools are.
+out. A fair rule weighs both: the time you wait, and the time you save where your tools are.
 
 Dear friend, thank you for your letter. The garden is well. We planted beans, peas and garlic in
 March, and the pear tree is in flower again. My brother repaired the old clock, which now runs five

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from preble_deploy.demo_model import CHAT_TEMPLATE, VOCAB_SIZE, make_demo_model
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
+
+from preble_deploy.demo_model import CHAT_TEMPLATE, VOCAB_SIZE, make_demo_model
 
 WEIGHTS_SHA256 = "d159b7c965504af8717b1138ca7397ffa934bc40cebdfe352284dd145050831d"
 
