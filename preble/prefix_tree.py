@@ -7,8 +7,8 @@ an edge is one memcmp however many pages it spans:
     root ── "aabbcc" ──┬── "dd"          a page is two letters here; splits fall
                        └── "eeff" ── …    between pages, never inside one
 
-Queries change nothing. `insert`, `split` and `remove` are the only mutators; each costs time in
-the length of the path it touches and none in the size of the tree.
+Queries change nothing. `insert`, `split`, `merge` and `remove` are the only mutators; each costs
+time in the length of the path it touches and none in the size of the tree.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,10 +92,14 @@ class PrefixTree(Generic[P]):
             children = child.children
         return Match(nodes, ends, at // size, None)
 
-    def insert(self, path: bytes) -> list[Node[P]]:
-        """Make `path` end at a node boundary, and return the nodes that cover it from the top."""
+    def insert(self, path: bytes, match: Match[P] | None = None) -> list[Node[P]]:
+        """Make `path` end at a node boundary, and return the nodes that cover it from the top.
+
+        A caller that has just matched `path` may hand its `match` over; it is used up.
+        """
         assert len(path) % self.page_bytes == 0
-        match = self.match(path)
+        if match is None:
+            match = self.match(path)
         nodes = match.nodes
         if match.partial is not None:
             above = match.ends[-1] if match.ends else 0
@@ -126,6 +130,19 @@ class PrefixTree(Generic[P]):
         upper.children[node.edge[: self.page_bytes]] = node
         self.num_nodes += 1
         return upper
+
+    def merge(self, node: Node[P]) -> None:
+        """Undo a split: put the pages of `node`'s parent, which has no other child, before its own.
+
+        `node` keeps identity and payload; the parent leaves the tree.
+        """
+        upper = node.parent
+        assert upper is not None and upper.parent is not None and len(upper.children) == 1
+        node.edge = upper.edge + node.edge
+        node.parent = upper.parent
+        node.parent.children[node.edge[: self.page_bytes]] = node
+        upper.parent = None
+        self.num_nodes -= 1
 
     def remove(self, node: Node[P]) -> None:
         """Take a leaf out. Its parent stays, even if that leaves it without children."""
