@@ -1,0 +1,133 @@
+"""What the client SDK returns: frozen values, one class per kind of answer."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from preble.types import FinishReason, LoadReport, Usage, WorkerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionChunk:
+    """A piece of a completion, as soon as it exists.
+
+    Attributes:
+        text: new text since the previous chunk, whole characters only; may be empty.
+        token_ids: new tokens since the previous chunk; may be empty.
+        finish_reason: None but in the last chunk.
+        usage: None but in the last chunk.
+        worker_id: the worker that finished the request; None but in the last chunk.
+    """
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    worker_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer; the attributes are those of `CompletionChunk`, complete."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model the cluster serves; `context_tokens` bounds prompt plus output."""
+
+    id: str
+    context_tokens: int
+
+
+class WorkerCondition(StrEnum):
+    """How a router sees a worker."""
+
+    UNREACHABLE = "unreachable"
+    """Its address is known, there is no link."""
+    JOINING = "joining"
+    """Linked, its cache is not known yet."""
+    READY = "ready"
+    DRAINING = "draining"
+    """Runs what it has, gets nothing new."""
+    SUSPECT = "suspect"
+    """Linked, but its step loop has gone silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterWorker:
+    """One worker as its router sees it.
+
+    Attributes:
+        spec: what the worker said of itself; None before the first link.
+        version, engine: of the worker's process; "" before the first link.
+        load: as of its last report, all routers' requests together.
+        live_requests: of this router.
+        held_pages: pages of its cache that the router knows of.
+        speed_ratio: observed over predicted step time.
+        predicted_cached_tokens_total, actual_cached_tokens_total: prompt tokens the router expected
+            in its cache, and those that were.
+        silent_seconds: since its last message.
+    """
+
+    address: str
+    condition: WorkerCondition
+    spec: WorkerSpec | None
+    version: str
+    engine: str
+    load: LoadReport
+    live_requests: int
+    held_pages: int
+    speed_ratio: float
+    predicted_cached_tokens_total: int
+    actual_cached_tokens_total: int
+    silent_seconds: float
+    placed_requests_total: int
+    snapshots_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeSize:
+    """Size of the router's prefix tree; `held_pages` counts a page once per worker holding it."""
+
+    nodes: int
+    pages: int
+    held_pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterState:
+    """A router and its workers at one moment."""
+
+    router_id: str
+    version: str
+    policy: str
+    workers: tuple[ClusterWorker, ...]
+    tree: TreeSize
+    live_requests: int
+    uptime_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCandidate:
+    """A worker that could take a prompt, and the policy's terms for it, by name."""
+
+    worker_id: str
+    cached_tokens: int
+    terms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteExplanation:
+    """Where a prompt would go now, and why."""
+
+    worker_id: str
+    reason: str
+    prompt_tokens: int
+    candidates: tuple[RouteCandidate, ...]
