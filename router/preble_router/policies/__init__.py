@@ -1,1 +1,34 @@
-"""Routing policies, one pure file each."""
+"""Routing policies, one file each. `make_policy` is the only place that knows their names."""
+
+from collections.abc import Callable
+
+from preble.errors import ConfigError
+from preble_router.policies.least_loaded import LeastLoaded
+from preble_router.policies.longest_prefix import LongestPrefix
+from preble_router.policies.policy import Choice, RoutingPolicy
+from preble_router.policies.power_of_two import PowerOfTwo
+from preble_router.policies.preble import Preble
+from preble_router.policies.random_choice import RandomChoice
+from preble_router.policies.round_robin import RoundRobin
+
+__all__ = ["POLICY_NAMES", "Choice", "RoutingPolicy", "make_policy"]
+
+_POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
+    policy.name: policy
+    for policy in (RoundRobin, RandomChoice, LeastLoaded, PowerOfTwo, LongestPrefix, Preble)
+}
+
+POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)
+
+
+def make_policy(name: str) -> RoutingPolicy:
+    """A fresh policy with its defaults.
+
+    Raises:
+        ConfigError: there is no policy of that name.
+    """
+    try:
+        return _POLICIES[name]()
+    except KeyError:
+        allowed = ", ".join(POLICY_NAMES)
+        raise ConfigError(f"no routing policy is named {name!r}; choose from {allowed}") from None

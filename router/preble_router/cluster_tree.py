@@ -1,0 +1,391 @@
+"""Which worker holds which prefix: the router's view of every worker's cache, in one tree.
+
+Workers are numbered by *slots*; the workers of a node are the bits of an int. A node's `holders`
+said so themselves (cache events); its `expected` workers are about to hold it because a request
+was just routed there. Both sets can only shrink on the way down, which makes one walk along a
+prompt enough to know what every worker has of it:
+
+    root ── system prompt ──┬── question A      holders 0b111, then 0b001
+                            └── question B      holders 0b111, then 0b100
+
+A node stays while somebody holds it, expects it, or used it within the window. Each of the three
+is a count or a set that is exact at every moment, so a node goes in the instant the last one ends
+and no scan for dead nodes exists. This file does not know about load, loss or policies.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from preble.page_keys import KEY_BYTES, key_sum
+from preble.prefix_tree import Match, Node, PrefixTree
+
+KEY_SUM_MASK = (1 << 64) - 1
+_FEW_SLOTS = 8
+"""Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
+
+
+class Residence:
+    """What the router knows about the pages of one node.
+
+    Attributes:
+        holders: bit per worker slot that holds all of the node's pages.
+        expected: per slot, how many placed requests will make it hold them.
+        warm: `holders` and the slots of `expected` together; kept because every match reads it.
+        uses: requests placed within the window whose prompt runs through the node's end.
+        pages_key_sum: sum of the node's page keys, None until somebody needs it.
+    """
+
+    __slots__ = ("expected", "holders", "pages_key_sum", "uses", "warm")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.expected: dict[int, int] = {}
+        self.warm = 0
+        self.uses = 0
+        self.pages_key_sum: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Residence(holders={self.holders:b}, expected={self.expected}, uses={self.uses})"
+
+    def split(self, num_pages: int) -> Self:
+        upper = type(self)()
+        upper.holders = self.holders
+        upper.expected = self.expected.copy()
+        upper.warm = self.warm
+        upper.uses = self.uses
+        self.pages_key_sum = None
+        return upper
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.warm or self.uses)
+
+    def is_same_as(self, other: "Residence") -> bool:
+        """Whether nothing tells the two nodes apart, and no request ends between them."""
+        return (
+            self.holders == other.holders
+            and self.uses == other.uses
+            and self.expected == other.expected
+        )
+
+
+ClusterNode = Node[Residence]
+ClusterMatch = Match[Residence]
+
+
+class ClusterTree:
+    """The tree with its marks, and per worker slot the nodes it holds, least recently used first.
+
+    A worker's nodes are touched leaf first, so that a node is always more recent than what hangs
+    below it, as in the worker's own cache.
+    """
+
+    def __init__(self, page_tokens: int) -> None:
+        self.page_tokens = page_tokens
+        self._tree: PrefixTree[Residence] = PrefixTree(KEY_BYTES, lambda num_pages: Residence())
+        self._held: list[OrderedDict[ClusterNode, None]] = []
+        self._held_pages: list[int] = []
+        self._key_sums: list[int] = []
+        self._uses: deque[tuple[float, ClusterNode]] = deque()
+
+    @property
+    def num_nodes(self) -> int:
+        return self._tree.num_nodes
+
+    @property
+    def num_pages(self) -> int:
+        return self._tree.num_pages
+
+    # Queries
+
+    def match(self, path: bytes) -> ClusterMatch:
+        """The longest prefix of `path` that anybody holds, expects or used lately."""
+        return self._tree.match(path)
+
+    def warm_pages(self, match: ClusterMatch) -> npt.NDArray[np.float64]:
+        """Pages of the matched path that each slot holds or is expected to hold, shape (slots,)."""
+        pages = np.zeros(len(self._held))
+        seen = 0
+        if match.partial is not None:
+            seen = match.partial.payload.warm
+            if seen:
+                _assign(pages, seen, match.num_pages)
+        nodes, ends = match.nodes, match.ends
+        for i in range(len(nodes) - 1, -1, -1):
+            warm = nodes[i].payload.warm
+            if warm != seen:
+                _assign(pages, warm & ~seen, ends[i])
+                seen = warm
+        return pages
+
+    def digest(self, slot: int) -> tuple[int, int]:
+        """(pages, sum of page keys) that `slot` holds, to compare with the worker's own."""
+        return self._held_pages[slot], self._key_sums[slot]
+
+    def held_pages(self, slot: int) -> int:
+        return self._held_pages[slot]
+
+    def coldest(self, slot: int) -> Iterator[ClusterNode]:
+        """The nodes `slot` holds, least recently used first, what hangs below before above."""
+        return iter(self._held[slot])
+
+    def reuse_share(self, slot: int, *, num_nodes: int) -> float:
+        """Share of the pages `slot` would evict next that will be wanted again, in 0 ... 1.
+
+        Of its `num_nodes` coldest nodes; one used u times within the window is taken to be wanted
+        again with chance u / (u + 1).
+        """
+        pages = wanted = 0.0
+        for node in islice(self._held[slot], num_nodes):
+            uses = node.payload.uses
+            pages += len(node.edge)
+            wanted += len(node.edge) * uses / (uses + 1)
+        return wanted / pages if pages else 0.0
+
+    # What workers say
+
+    def add_slot(self) -> int:
+        """A new slot that holds nothing."""
+        self._held.append(OrderedDict())
+        self._held_pages.append(0)
+        self._key_sums.append(0)
+        return len(self._held) - 1
+
+    def store(self, slot: int, path: bytes) -> None:
+        """`slot` holds all of `path`."""
+        bit = 1 << slot
+        held = self._held[slot]
+        for node in reversed(self._cover(path, self._tree.match(path))):
+            residence = node.payload
+            if residence.holders & bit:
+                held.move_to_end(node)
+                continue
+            residence.holders |= bit
+            residence.warm |= bit
+            held[node] = None
+            self._count_held(slot, node, 1)
+
+    def evict(self, slot: int, path: bytes, keep: int) -> None:
+        """`slot` holds nothing at or below page `keep` of `path`; side branches stay."""
+        match = self._tree.match(path)
+        if match.num_pages <= keep:
+            return
+        start = 0
+        top: ClusterNode | None = match.partial
+        for node, end in zip(match.nodes, match.ends, strict=True):
+            if end > keep:
+                top = node
+                break
+            start = end
+        assert top is not None
+        if not top.payload.holders & 1 << slot:
+            return
+        if keep > start:
+            self._register(self._tree.split(top, keep - start))
+        self._evict_below(slot, top)
+
+    def forget(self, slot: int) -> None:
+        """`slot` holds nothing any more. Expectations are withdrawn by whoever made them."""
+        bit = 1 << slot
+        held = self._held[slot]
+        self._held[slot] = OrderedDict()
+        self._held_pages[slot] = self._key_sums[slot] = 0
+        for node in held:
+            residence = node.payload
+            residence.holders &= ~bit
+            if slot not in residence.expected:
+                residence.warm &= ~bit
+        for node in held:
+            self._release(node)
+
+    # What the router does
+
+    def place(self, slot: int, path: bytes, match: ClusterMatch, *, now: float) -> ClusterNode:
+        """A request for `path` was routed to `slot`: it uses the path, and will make it warm.
+
+        `match` is that of `path`, and is used up. Returns the node that ends `path`, by which
+        `withdraw` finds its way back.
+        """
+        bit = 1 << slot
+        held = self._held[slot]
+        nodes = self._cover(path, match)
+        for node in reversed(nodes):
+            residence = node.payload
+            residence.uses += 1
+            residence.expected[slot] = residence.expected.get(slot, 0) + 1
+            residence.warm |= bit
+            if residence.holders & bit:
+                held.move_to_end(node)
+        end = nodes[-1] if nodes else self._tree.root
+        self._uses.append((now, end))
+        return end
+
+    def withdraw(self, slot: int, end: ClusterNode) -> None:
+        """The request placed on `slot` whose path ends at `end` warms nothing any more."""
+        bit = 1 << slot
+        node = end
+        while node.parent is not None:
+            residence = node.payload
+            count = residence.expected[slot] - 1
+            if count:
+                residence.expected[slot] = count
+            else:
+                del residence.expected[slot]
+                if not residence.holders & bit:
+                    residence.warm &= ~bit
+            node = node.parent
+        self._release(end)
+
+    def next_use_at(self) -> float | None:
+        """When the oldest use that still counts was made."""
+        return self._uses[0][0] if self._uses else None
+
+    def expire_uses(self, *, before: float, limit: int) -> None:
+        """Stop counting the uses made at or before `before`, at most `limit` of them."""
+        uses = self._uses
+        while limit > 0 and uses and uses[0][0] <= before:
+            end = node = uses.popleft()[1]
+            while node.parent is not None:
+                node.payload.uses -= 1
+                node = node.parent
+            self._release(end)
+            limit -= 1
+
+    # Invariants
+
+    def check(self) -> None:
+        """Assert every invariant; cost grows with the tree, for tests."""
+        self._tree.check()
+        held: list[set[ClusterNode]] = [set() for _ in self._held]
+        ends: dict[ClusterNode, int] = {}
+        for _, end in self._uses:
+            ends[end] = ends.get(end, 0) + 1
+        for node in self._tree:
+            _check_node(node, ends.get(node, 0), self._tree.root)
+            for slot in slots_of(node.payload.holders):
+                held[slot].add(node)
+        for slot, nodes in enumerate(held):
+            assert nodes == set(self._held[slot])
+            pages = sum(len(node.edge) // KEY_BYTES for node in nodes)
+            keys = sum(key_sum(node.edge) for node in nodes) & KEY_SUM_MASK
+            assert (pages, keys) == self.digest(slot)
+
+    def check_expected(self, live: list[tuple[int, ClusterNode]]) -> None:
+        """Assert that exactly these (slot, end of path) keep their paths expected."""
+        counts: dict[ClusterNode, dict[int, int]] = {node: {} for node in self._tree}
+        for slot, end in live:
+            node = end
+            while node.parent is not None:
+                counts[node][slot] = counts[node].get(slot, 0) + 1
+                node = node.parent
+        for node, expected in counts.items():
+            assert node.payload.expected == expected
+
+    def paths_of(self, slot: int) -> list[bytes]:
+        """Every node's path that `slot` holds, in no order; for tests and inspection."""
+        return [self._tree.path_to(node) for node in self._held[slot]]
+
+    # Steps
+
+    def _cover(self, path: bytes, match: ClusterMatch) -> list[ClusterNode]:
+        """Nodes that cover exactly `path`; a node this splits is entered for its holders."""
+        num_whole, was_partial = len(match.nodes), match.partial is not None
+        nodes = self._tree.insert(path, match)
+        if was_partial:
+            self._register(nodes[num_whole])
+        return nodes
+
+    def _register(self, upper: ClusterNode) -> None:
+        for slot in slots_of(upper.payload.holders):
+            self._held[slot][upper] = None
+
+    def _evict_below(self, slot: int, top: ClusterNode) -> None:
+        bit = 1 << slot
+        held = self._held[slot]
+        cleared = [top]
+        for node in cleared:
+            residence = node.payload
+            residence.holders &= ~bit
+            if slot not in residence.expected:
+                residence.warm &= ~bit
+            del held[node]
+            self._count_held(slot, node, -1)
+            cleared.extend(c for c in node.children.values() if c.payload.holders & bit)
+        for node in reversed(cleared):
+            self._release(node)
+        above = top.parent
+        if above is not None:
+            self._join_only_child(top)
+            self._join_only_child(above)
+
+    def _join_only_child(self, upper: ClusterNode) -> None:
+        """Merge `upper` with its child if nothing tells them apart any more.
+
+        Without it, every branch that ever left a path would leave a cut in it for good.
+        """
+        if upper.parent is None or len(upper.children) != 1:
+            return
+        lower = next(iter(upper.children.values()))
+        if not upper.payload.is_same_as(lower.payload):
+            return
+        for slot in slots_of(upper.payload.holders):
+            del self._held[slot][upper]
+        self._tree.merge(lower)
+        lower.payload.pages_key_sum = None
+
+    def _release(self, node: ClusterNode) -> None:
+        """Take `node` out if it is a leaf nobody needs, and its parents as far as that goes."""
+        while node.parent is not None and not node.children and not node.payload.is_needed:
+            parent = node.parent
+            self._tree.remove(node)
+            node = parent
+        self._join_only_child(node)
+
+    def _count_held(self, slot: int, node: ClusterNode, sign: int) -> None:
+        residence = node.payload
+        if residence.pages_key_sum is None:
+            residence.pages_key_sum = key_sum(node.edge)
+        self._held_pages[slot] += sign * (len(node.edge) // KEY_BYTES)
+        self._key_sums[slot] += sign * residence.pages_key_sum
+        self._key_sums[slot] &= KEY_SUM_MASK
+
+
+def slots_of(mask: int) -> Iterator[int]:
+    """The set bits of `mask`, lowest first."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def _assign(pages: npt.NDArray[np.float64], mask: int, count: int) -> None:
+    """Set `pages[slot] = count` for every bit of `mask`."""
+    if mask.bit_count() <= _FEW_SLOTS:
+        for slot in slots_of(mask):
+            pages[slot] = count
+        return
+    bits = np.frombuffer(mask.to_bytes((len(pages) + 7) // 8, "little"), np.uint8)
+    pages[np.unpackbits(bits, count=len(pages), bitorder="little").view(np.bool_)] = count
+
+
+def _check_node(node: ClusterNode, ending: int, root: ClusterNode) -> None:
+    residence = node.payload
+    expected = 0
+    for slot, count in residence.expected.items():
+        assert count > 0
+        expected |= 1 << slot
+    assert residence.warm == residence.holders | expected
+    assert residence.uses == ending + sum(c.payload.uses for c in node.children.values())
+    assert residence.pages_key_sum in (None, key_sum(node.edge))
+    assert node.children or residence.is_needed
+    parent = node.parent
+    assert parent is not None
+    if parent is not root:
+        assert not residence.holders & ~parent.payload.holders
+        for slot, count in residence.expected.items():
+            assert parent.payload.expected.get(slot, 0) >= count

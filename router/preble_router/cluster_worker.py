@@ -1,0 +1,55 @@
+"""One linked worker as the scheduler keeps it: its books, its event feed, and what bars it."""
+
+from dataclasses import dataclass, field
+
+from preble.types import WorkerSpec
+from preble_router.cluster_tree import ClusterTree
+from preble_router.event_feed import EventFeed
+from preble_router.load import WorkerLoad
+from preble_router.worker_view import WorkerView
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ClusterWorker:
+    """State from the moment its link is up until it is lost.
+
+    Attributes:
+        slot: its bit in the tree and its row in the table; reused after it is lost.
+        priced_at: when its eviction price was last worked out.
+    """
+
+    spec: WorkerSpec
+    slot: int
+    load: WorkerLoad
+    feed: EventFeed
+    suspended: bool = False
+    draining: bool = False
+    predicted_cached_total: int = 0
+    actual_cached_total: int = 0
+    placed_total: int = 0
+    priced_at: float = field(default=float("-inf"))
+
+    @property
+    def is_open(self) -> bool:
+        """It may take requests, if need be before its cache is known."""
+        return not self.suspended and not self.draining
+
+    def view(self, tree: ClusterTree) -> WorkerView:
+        load = self.load
+        return WorkerView(
+            worker_id=self.spec.worker_id,
+            spec=self.spec,
+            load=load.report,
+            held_pages=tree.held_pages(self.slot),
+            live_requests=load.num_live,
+            queued_prefill_tokens=load.queued_tokens,
+            decode_tokens=load.decode_tokens,
+            speed_ratio=load.speed_ratio,
+            predicted_cached_total=self.predicted_cached_total,
+            actual_cached_total=self.actual_cached_total,
+            placed_total=self.placed_total,
+            synced=self.feed.is_synced,
+            suspended=self.suspended,
+            draining=self.draining,
+            snapshots_total=self.feed.snapshots_total,
+        )

@@ -1,0 +1,433 @@
+"""The router's brain: where each request goes, from what the workers said and what was placed.
+
+`place` decides and books in one go, so that the next request of a burst already sees the last.
+Everything else that happens comes through `observe`; `tick` does what has become due and returns
+what the shell must order. No clock, no I/O: see `stimuli` for all inputs and outputs.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from preble.errors import PeerError
+from preble.events import Evicted, Stored
+from preble_router.candidates import Candidates
+from preble_router.cluster_tree import ClusterTree
+from preble_router.cluster_worker import ClusterWorker
+from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.load import Booking, WorkerLoad
+from preble_router.output_length import OutputLength
+from preble_router.policies.policy import Choice, RoutingPolicy
+from preble_router.roster import Roster
+from preble_router.stimuli import (
+    Action,
+    CacheChanged,
+    CandidateTerms,
+    Event,
+    Explanation,
+    Placement,
+    Progress,
+    RequestFailed,
+    RequestFinished,
+    RequestSnapshot,
+    RouteRequest,
+    SnapshotReceived,
+    StepReport,
+    WorkerDrained,
+    WorkerJoined,
+    WorkerLost,
+    WorkerSuspended,
+)
+from preble_router.worker_table import WorkerTable
+from preble_router.worker_view import TreeSummary, WorkerView
+
+Input = RouteRequest | Event | None
+"""What the scheduler was given: a request to place, an event, or None for a tick."""
+Record = Callable[[float, Input | Placement], None]
+
+_PRICE_SECONDS = 1.0
+"""How often a worker's eviction price is worked out anew."""
+_PRICE_NODES = 16
+_SWEEP_SECONDS = 0.25
+"""Uses that leave the window are counted off at most so often, and at most so many at a time, so
+that neither many wake-ups nor a long one disturb the shell."""
+_SWEEP_USES = 2000
+
+
+class GlobalScheduler:
+    """Places requests with `policy`.
+
+    Attributes:
+        page_tokens: tokens per page key; a worker with other pages is refused.
+        window_seconds: how long a prefix that nobody holds is remembered after its last use.
+        expected_seconds: how long at most a placed request makes its path count as cached.
+        record: is told every input with its time, and every placement; see `journal`.
+    """
+
+    def __init__(
+        self,
+        policy: RoutingPolicy,
+        *,
+        rng: random.Random,
+        page_tokens: int = 16,
+        window_seconds: float = 180.0,
+        expected_seconds: float = 10.0,
+        record: Record | None = None,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.window_seconds = window_seconds
+        self.expected_seconds = expected_seconds
+        self.policy = policy
+        self._rng = rng
+        self._record = record
+        self._tree = ClusterTree(page_tokens)
+        self._table = WorkerTable()
+        self._roster = Roster(self._table)
+        self._output_length = OutputLength()
+        self._mean_prompt = 0.0
+        self._bookings: dict[str, Booking] = {}
+        self._expecting: deque[Booking] = deque()
+        self._asking: dict[str, ClusterWorker] = {}
+        self._swept_at = float("-inf")
+        self._now = float("-inf")
+        policy.bind(self._tree, self._table)
+
+    # Requests
+
+    def place(self, request: RouteRequest, *, now: float) -> Placement:
+        """Choose a worker for `request` and book it there; replaces its former attempt.
+
+        Raises:
+            NoWorkers: nobody may take it.
+        """
+        if self._record is not None:
+            self._record(now, request)
+        self._now = now
+        former = self._bookings.get(request.request_id)
+        if former is not None:
+            assert request.attempt > former.attempt
+            self._close(former)
+        candidates = self._candidates(request, now=now)
+        choice = self.policy.choose(candidates, self._rng)
+        booking = self._book(candidates, choice.slot)
+        placement = self._placement(candidates, choice, booking.predicted_output_tokens)
+        if self._record is not None:
+            self._record(now, placement)
+        return placement
+
+    def explain(self, request: RouteRequest, *, now: float) -> Explanation:
+        """What `place` would do now, and how each worker that may take it compares.
+
+        Raises:
+            NoWorkers: nobody may take it.
+        """
+        candidates = self._candidates(request, now=now)
+        luck = self._rng.getstate()
+        choice = self.policy.choose(candidates, self._rng)
+        self._rng.setstate(luck)
+        terms = self.policy.terms(candidates)
+        return Explanation(
+            placement=self._placement(candidates, choice, candidates.predicted_output_tokens),
+            candidates=tuple(
+                CandidateTerms(
+                    worker_id=self._table.worker_ids[slot],
+                    cached_tokens=int(candidates.cached_tokens[slot]),
+                    terms={name: float(column[slot]) for name, column in terms.items()},
+                )
+                for slot in candidates.open_slots.tolist()
+            ),
+        )
+
+    def _candidates(self, request: RouteRequest, *, now: float) -> Candidates:
+        open_slots, barred = self._roster.open_to(request)
+        match = self._tree.match(request.page_keys)
+        cached = self._tree.warm_pages(match)
+        cached *= self.page_tokens
+        # A worker computes at least the page with the last prompt token.
+        most = (request.num_tokens - 1) // self.page_tokens * self.page_tokens
+        if match.num_pages * self.page_tokens > most:
+            np.minimum(cached, max(most, 0), out=cached)
+        return Candidates(
+            request=request,
+            now=now,
+            open_slots=open_slots,
+            barred=barred,
+            cached_tokens=cached,
+            missed_tokens=request.num_tokens - cached,
+            table=self._table,
+            match=match,
+            predicted_output_tokens=self._output_length.predict(request.max_tokens),
+        )
+
+    def _book(self, candidates: Candidates, slot: int) -> Booking:
+        request, now = candidates.request, candidates.now
+        worker = self._roster.at(slot)
+        path_end = self._tree.place(slot, request.page_keys, candidates.match, now=now)
+        cached = int(candidates.cached_tokens[slot])
+        booking = Booking(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            slot=slot,
+            prompt_tokens=request.num_tokens,
+            prefill_tokens=request.num_tokens - cached,
+            cached_tokens=cached,
+            predicted_output_tokens=candidates.predicted_output_tokens,
+            placed_at=now,
+            expected_until=now + self.expected_seconds,
+            path_end=path_end,
+        )
+        self._bookings[request.request_id] = booking
+        self._expecting.append(booking)
+        worker.load.book(booking)
+        worker.placed_total += 1
+        self._mean_prompt += 0.01 * (request.num_tokens - self._mean_prompt)
+        self._publish(worker)
+        self.policy.placed(candidates, booking, path_end)
+        return booking
+
+    def _placement(
+        self, candidates: Candidates, choice: Choice, predicted_output_tokens: float
+    ) -> Placement:
+        return Placement(
+            request_id=candidates.request.request_id,
+            attempt=candidates.request.attempt,
+            worker_id=self._table.worker_ids[choice.slot],
+            cached_tokens=int(candidates.cached_tokens[choice.slot]),
+            predicted_output_tokens=predicted_output_tokens,
+            reason=choice.reason,
+        )
+
+    # Events
+
+    def observe(self, event: Event, *, now: float) -> None:
+        """Take note of a fact. Of one step, cache events come before the report.
+
+        Raises:
+            PeerError: the worker speaks of pages this router cannot know.
+        """
+        if self._record is not None:
+            self._record(now, event)
+        self._now = now
+        match event:
+            case StepReport():
+                self._receive_report(event, now=now)
+            case CacheChanged():
+                worker = self._roster.get(event.worker_id)
+                if worker is not None:
+                    self._follow(worker, worker.feed.receive(event.batch))
+            case RequestFinished():
+                self._finish(event, now=now)
+            case RequestFailed():
+                booking = self._booking(event.request_id, event.attempt)
+                if booking is not None:
+                    self._close(booking)
+            case SnapshotReceived():
+                worker = self._roster.get(event.worker_id)
+                if worker is not None:
+                    step = worker.feed.receive_snapshot(event.snapshot, now=now)
+                    self._follow(worker, step)
+            case WorkerJoined():
+                self._join(event, now=now)
+            case WorkerLost():
+                self._lose(event.worker_id)
+            case WorkerSuspended():
+                self._roster.suspend(event.worker_id, suspended=event.suspended)
+            case WorkerDrained():
+                self._roster.drain(event.worker_id)
+
+    def _join(self, event: WorkerJoined, *, now: float) -> None:
+        spec = event.spec
+        if spec.page_tokens != self.page_tokens:
+            raise PeerError(
+                f"worker {spec.worker_id} has pages of {spec.page_tokens} tokens, "
+                f"this router of {self.page_tokens}"
+            )
+        self._lose(spec.worker_id)
+        slot = self._roster.free_slot()
+        if slot is None:
+            slot = self._tree.add_slot()
+            self._table.add_slot()
+        worker = ClusterWorker(
+            spec=spec, slot=slot, load=WorkerLoad(spec), feed=EventFeed(spec.epoch, now=now)
+        )
+        self._roster.join(worker)
+        self._asking[spec.worker_id] = worker
+        self._publish(worker)
+        self.policy.joined(slot)
+
+    def _lose(self, worker_id: str) -> None:
+        worker = self._roster.get(worker_id)
+        if worker is None:
+            return
+        for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
+            self._close(booking)
+        self._tree.forget(worker.slot)
+        self._asking.pop(worker_id, None)
+        self._roster.leave(worker)
+
+    def _follow(self, worker: ClusterWorker, step: FeedStep) -> None:
+        """Do to the worker's marks what its feed decided."""
+        slot, tree = worker.slot, self._tree
+        if step.forget or step.snapshot is not None:
+            tree.forget(slot)
+        if step.snapshot is not None:
+            for path in step.snapshot.paths:
+                tree.store(slot, path)
+        for batch in step.batches:
+            for event in batch.events:
+                match event:
+                    case Stored():
+                        tree.store(slot, event.path)
+                    case Evicted():
+                        tree.evict(slot, event.path, event.keep)
+        self._note_sync(worker)
+        if step.forget or step.snapshot is not None:
+            self._roster.reopen()
+
+    def _note_sync(self, worker: ClusterWorker) -> None:
+        if worker.feed.is_synced:
+            self._asking.pop(worker.spec.worker_id, None)
+        else:
+            self._asking[worker.spec.worker_id] = worker
+
+    def _receive_report(self, report: StepReport, *, now: float) -> None:
+        worker = self._roster.get(report.worker_id)
+        if worker is None:
+            return
+        for progress in report.progress:
+            booking = self._booking(progress.request_id, progress.attempt)
+            if booking is not None and booking.slot == worker.slot:
+                self._progress(worker, booking, progress, now=now)
+        worker.load.receive_step(
+            observed_seconds=report.step_seconds, predicted_seconds=report.predicted_step_seconds
+        )
+        worker.load.receive_report(report.load, now=now)
+        self._price_eviction(worker, now=now)
+        self._publish(worker)
+        if worker.feed.is_synced:
+            said = (report.load.tree_pages, report.load.tree_key_sum)
+            worker.feed.receive_digest(agrees=self._tree.digest(worker.slot) == said, now=now)
+            self._note_sync(worker)
+
+    def _progress(
+        self, worker: ClusterWorker, booking: Booking, progress: Progress, *, now: float
+    ) -> None:
+        was_decoding = booking.is_decoding
+        worker.load.progress(booking, progress.num_tokens)
+        if was_decoding or not booking.is_decoding:
+            return
+        self._withdraw(booking)
+        cached = progress.cached_tokens
+        if cached is not None:
+            worker.predicted_cached_total += booking.cached_tokens
+            worker.actual_cached_total += cached
+            self.policy.started(booking, cached_tokens=cached, now=now)
+
+    def _finish(self, event: RequestFinished, *, now: float) -> None:
+        booking = self._booking(event.request_id, event.attempt)
+        if booking is None:
+            return
+        self._output_length.observe(event.output_tokens)
+        self.policy.finished(booking, output_tokens=event.output_tokens, now=now)
+        self._close(booking)
+
+    def _booking(self, request_id: str, attempt: int) -> Booking | None:
+        """The live booking of exactly this attempt."""
+        booking = self._bookings.get(request_id)
+        return booking if booking is not None and booking.attempt == attempt else None
+
+    def _close(self, booking: Booking) -> None:
+        """Take a live booking off: the only place where one ends."""
+        del self._bookings[booking.request_id]
+        self._withdraw(booking)
+        worker = self._roster.at(booking.slot)
+        worker.load.close(booking)
+        self._publish(worker)
+
+    def _withdraw(self, booking: Booking) -> None:
+        if booking.path_end is not None:
+            self._tree.withdraw(booking.slot, booking.path_end)
+            booking.path_end = None
+        expecting = self._expecting
+        while expecting and expecting[0].path_end is None:
+            expecting.popleft()
+
+    def _publish(self, worker: ClusterWorker) -> None:
+        self._table.publish(
+            worker.slot,
+            worker.load,
+            mean_output=self._output_length.mean,
+            mean_prompt=self._mean_prompt,
+        )
+
+    def _price_eviction(self, worker: ClusterWorker, *, now: float) -> None:
+        """Work out anew what the tokens `worker` would evict next are worth, now and then."""
+        if now < worker.priced_at + _PRICE_SECONDS:
+            return
+        worker.priced_at = now
+        slot = worker.slot
+        share = self._tree.reuse_share(slot, num_nodes=_PRICE_NODES)
+        self._table.eviction_price[slot] = share * self._table.seconds_per_token[slot]
+
+    # Time
+
+    def next_wakeup(self) -> float | None:
+        """When `tick` is due; None for never. May lie in the past: then it is due now."""
+        times = [worker.feed.ask_at() for worker in self._asking.values()]
+        times.append(self.policy.next_wakeup())
+        if self._expecting:
+            times.append(self._expecting[0].expected_until)
+        used_at = self._tree.next_use_at()
+        if used_at is not None:
+            times.append(max(used_at + self.window_seconds, self._swept_at + _SWEEP_SECONDS))
+        due = min((at for at in times if at is not None), default=None)
+        return None if due is None else max(due, self._now)
+
+    def tick(self, *, now: float) -> list[Action]:
+        """Do what is due, and say what to order."""
+        if self._record is not None:
+            self._record(now, None)
+        self._now = now
+        while self._expecting and self._expecting[0].expected_until <= now:
+            self._withdraw(self._expecting[0])
+        self._sweep(now)
+        if (due := self.policy.next_wakeup()) is not None and due <= now:
+            self.policy.tick(now=now)
+        return [
+            RequestSnapshot(worker_id)
+            for worker_id, worker in self._asking.items()
+            if worker.feed.ask(now=now)
+        ]
+
+    def _sweep(self, now: float) -> None:
+        if now < self._swept_at + _SWEEP_SECONDS:
+            return
+        before = now - self.window_seconds
+        self._tree.expire_uses(before=before, limit=_SWEEP_USES)
+        used_at = self._tree.next_use_at()
+        if used_at is None or used_at > before:
+            self._swept_at = now
+
+    # Views
+
+    def workers(self) -> list[WorkerView]:
+        """Every linked worker, in the order of their ids."""
+        views = [worker.view(self._tree) for worker in self._roster]
+        return sorted(views, key=lambda view: view.worker_id)
+
+    def tree_summary(self) -> TreeSummary:
+        return TreeSummary(self._tree.num_nodes, self._tree.num_pages, len(self._bookings))
+
+    def check(self) -> None:
+        """Assert that tree, books and table agree; cost grows with the tree, for tests."""
+        self._tree.check()
+        self._roster.check()
+        for worker in self._roster:
+            live = [b for b in self._bookings.values() if b.slot == worker.slot]
+            worker.load.check(live)
+            assert (worker.spec.worker_id in self._asking) == (not worker.feed.is_synced)
+        self._tree.check_expected(
+            [(b.slot, b.path_end) for b in self._bookings.values() if b.path_end is not None]
+        )

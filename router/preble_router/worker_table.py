@@ -1,0 +1,132 @@
+"""The state of all workers as columns, one element per worker slot, for policies to compute with.
+
+Each change of a worker's books rewrites that worker's row, so a placement reads every worker
+without touching a Python object per worker. Seconds come from the worker's own cost model,
+corrected by its observed speed.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from preble_router.load import WorkerLoad
+
+Column = npt.NDArray[np.float64]
+
+_COLUMNS = (
+    "prefill_tokens",
+    "outstanding_tokens",
+    "num_requests",
+    "num_decoding",
+    "wait_seconds",
+    "seconds_per_token",
+    "seconds_per_pair",
+    "step_seconds",
+    "step_growth",
+    "step_growth_per_context",
+    "free_tokens",
+    "available_tokens",
+    "capacity_tokens",
+    "context_limit",
+    "eviction_price",
+)
+
+
+class WorkerTable:
+    """The columns, float64 of shape (slots,).
+
+    Attributes:
+        worker_ids: "" for a slot nobody has now.
+        prefill_tokens: uncached prompt tokens that the worker has yet to compute.
+        outstanding_tokens: those, and the output tokens still to come.
+        num_requests: live ones. num_decoding: of them, past their first token.
+        wait_seconds: until a prefill placed now would start.
+        seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
+        seconds_per_pair: per prompt token and token before it (attention).
+        step_seconds: a decode step with one request more than are live.
+        step_growth, step_growth_per_context: what a decode, and each token of its context, adds
+            to a step.
+        free_tokens, available_tokens: KV that a new request can have without evicting, and with.
+        eviction_price: expected seconds to recompute, per token evicted next.
+    """
+
+    prefill_tokens: Column
+    outstanding_tokens: Column
+    num_requests: Column
+    num_decoding: Column
+    wait_seconds: Column
+    seconds_per_token: Column
+    seconds_per_pair: Column
+    step_seconds: Column
+    step_growth: Column
+    step_growth_per_context: Column
+    free_tokens: Column
+    available_tokens: Column
+    capacity_tokens: Column
+    context_limit: Column
+    eviction_price: Column
+
+    def __init__(self) -> None:
+        self.worker_ids: list[str] = []
+        for name in _COLUMNS:
+            setattr(self, name, np.zeros(0))
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.worker_ids)
+
+    def add_slot(self) -> None:
+        self.worker_ids.append("")
+        for name in _COLUMNS:
+            setattr(self, name, np.append(getattr(self, name), 0.0))
+
+    def publish(
+        self, slot: int, load: WorkerLoad, *, mean_output: float, mean_prompt: float
+    ) -> None:
+        """Rewrite the row of `slot` from its books.
+
+        `mean_output` and `mean_prompt`, in tokens, stand in for what is not known of single
+        requests: other routers', and those that will run beside the queued ones.
+        """
+        spec = load.spec
+        cost = spec.cost
+        ratio = load.speed_ratio
+        requests = load.num_requests
+        decoding = min(load.num_decoding + load.others_requests, spec.max_sequences)
+        context = load.context_tokens + load.others_context_tokens
+        prefill = load.prefill_tokens
+
+        chunk = max(spec.max_batch_tokens - decoding, 1)
+        step = cost.step_seconds(
+            prefill_tokens=chunk, attention=0.0, decodes=decoding, context_tokens=context
+        )
+        per_token = ratio * step / chunk
+        per_pair = ratio * cost.per_attention
+        beside = min(requests + 1, spec.max_sequences)
+        decode_step = ratio * cost.step_seconds(
+            prefill_tokens=0.0, attention=0.0, decodes=beside, context_tokens=context
+        )
+        compute = cost.per_decode * beside
+        bound_by_compute = compute > cost.weight_read + cost.per_context_token * context
+        growth = 0.0 if cost.roofline and not bound_by_compute else ratio * cost.per_decode
+        growth_per_context = (
+            0.0 if cost.roofline and bound_by_compute else ratio * cost.per_context_token
+        )
+        wait = prefill * (per_token + per_pair * 0.5 * mean_prompt)
+        if requests >= spec.max_sequences:  # until so many have ended that it is our turn
+            ahead = (requests + 1 - spec.max_sequences) / spec.max_sequences
+            wait += ahead * mean_output * decode_step
+
+        self.prefill_tokens[slot] = prefill
+        self.outstanding_tokens[slot] = (
+            prefill + load.decode_tokens + load.others_requests * mean_output
+        )
+        self.num_requests[slot] = requests
+        self.num_decoding[slot] = decoding
+        self.wait_seconds[slot] = wait
+        self.seconds_per_token[slot] = per_token
+        self.seconds_per_pair[slot] = per_pair
+        self.step_seconds[slot] = decode_step
+        self.step_growth[slot] = growth
+        self.step_growth_per_context[slot] = growth_per_context
+        self.free_tokens[slot] = load.free_tokens
+        self.available_tokens[slot] = load.available_tokens
