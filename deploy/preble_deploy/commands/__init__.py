@@ -1,0 +1,1 @@
+"""The commands, one module each: its docstring is the help, `command()` makes the typer command."""

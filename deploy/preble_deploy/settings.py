@@ -1,0 +1,371 @@
+"""Every option of every command, once: name, meaning, unit, default, what is allowed.
+
+The command line, the PREBLE_* variables and the YAML keys are made from these classes (`port` is
+`--port`, `PREBLE_PORT` and `port:`), and so is the help. The classes end in the plain
+configurations that the router and the worker take.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from preble.transport import Tls
+from preble_deploy.choices import local_policies, routing_policies
+from preble_deploy.sources import Flag, Settings
+from preble_router.config import RouterConfig
+from preble_worker.config import WorkerConfig
+
+LOOPBACK = "127.0.0.1"
+WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})
+
+
+def _words(value: Any) -> Any:
+    """Lists may be given as one string, split at commas and blanks."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple(word for item in value for word in str(item).replace(",", " ").split())
+    return value
+
+
+def _address(value: str) -> str:
+    bare = value.removeprefix("grpc://")
+    host, _, port = bare.rpartition(":")
+    if "/" in bare or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{value!r} is no gRPC address; allowed: HOST:PORT")
+    return bare
+
+
+def _address_words(value: Any) -> Any:
+    words = _words(value)
+    return tuple(_address(word) for word in words) if isinstance(words, tuple) else words
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_address_words)]
+Address = Annotated[str, BeforeValidator(_address)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+MODEL = "Model"
+LISTENING = "Listening"
+ROUTING = "Routing"
+ENGINE = "Engine and cache"
+SECURITY = "Security"
+OPERATION = "Operation"
+CLUSTER = "Cluster"
+
+
+class ProcessSettings(Settings):
+    """What every process that serves has."""
+
+    model: Annotated[str, Flag(argument=True, metavar="MODEL")] = Field(
+        "demo",
+        description="`demo` (a tiny model made on the spot, no download), a directory with "
+        "config.json, safetensors and tokenizer, or a name on the Hugging Face hub.",
+    )
+    served_model_name: Annotated[
+        str, Flag(metavar="NAME", panel=MODEL, default="MODEL, or its last folder")
+    ] = Field("", description="Name under which clients ask for the model.")
+    page_size: Annotated[
+        int,
+        Field(ge=1, le=1024),
+        Flag(names=("--page-size", "--block-size"), metavar="TOKENS", panel=MODEL),
+    ] = Field(
+        16,
+        description="Tokens per cache page; prefixes are shared in whole pages. "
+        "The same for router and workers.",
+    )
+    host: Annotated[str, Flag(metavar="ADDRESS", panel=LISTENING)] = Field(
+        LOOPBACK,
+        description="Address to listen on. Only this machine reaches the default; 0.0.0.0 is "
+        "every interface.",
+    )
+    drain_seconds: Annotated[Seconds, Flag(metavar="SECONDS", panel=OPERATION)] = Field(
+        30.0, description="How long running requests may go on after SIGTERM or Ctrl-C."
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Flag(metavar="LEVEL", panel=OPERATION)
+    ] = Field("info", description="Least severe log lines to print.")
+    worker_token: Annotated[str, Flag(metavar="TOKEN", panel=SECURITY, secret=True)] = Field(
+        "", description="Bearer token that workers demand from routers."
+    )
+    ssl_certfile: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = (
+        Field(None, description="PEM certificate chain; serves over TLS.")
+    )
+    ssl_keyfile: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = (
+        Field(None, description="PEM private key of --ssl-certfile.")
+    )
+    ssl_ca_certs: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = (
+        Field(None, description="PEM file; demand client certificates that it signed (mTLS).")
+    )
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("--ssl-certfile and --ssl-keyfile must be given together")
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ValueError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile")
+        return self
+
+    @property
+    def tls(self) -> Tls | None:
+        """The PEM files of the server, None for plain text."""
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            return None
+        return Tls(certificate=self.ssl_certfile, key=self.ssl_keyfile, client_ca=self.ssl_ca_certs)
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use: as told, or the model's own; a directory's is its last part."""
+        if self.served_model_name:
+            return self.served_model_name
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+
+class RouterOptions(ProcessSettings):
+    """What decides how requests are accepted and placed."""
+
+    port: Annotated[Port, Flag(metavar="PORT", panel=LISTENING)] = Field(
+        8000, description="Port of the HTTP gateway; 0 lets the system pick one."
+    )
+    grpc_port: Annotated[
+        Port | None, Flag(metavar="PORT", panel=LISTENING, default="--port + 1")
+    ] = Field(None, description="Port of the gRPC services; 0 lets the system pick one.")
+    policy: Annotated[str, Flag(metavar="NAME", panel=ROUTING, choices=routing_policies)] = Field(
+        "preble", description="How a worker is chosen for a request."
+    )
+    worker_urls: Annotated[Addresses, Flag(metavar="HOST:PORT", panel=ROUTING)] = Field(
+        (),
+        description="gRPC addresses of workers to link to, beside those that announce "
+        "themselves. Repeat it, or separate them with commas.",
+    )
+    max_live_requests: Annotated[int, Field(ge=1), Flag(metavar="REQUESTS", panel=ROUTING)] = Field(
+        4096, description="Requests accepted and not ended; beyond it clients get 429."
+    )
+    default_max_tokens: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=ROUTING)] = Field(
+        256, description="Output limit of a request that states none."
+    )
+    silence_seconds: Annotated[float, Field(gt=0), Flag(metavar="SECONDS", panel=ROUTING)] = Field(
+        2.0, description="A worker whose step loop is silent for longer gets no requests."
+    )
+    max_attempts: Annotated[int, Field(ge=1), Flag(metavar="ATTEMPTS", panel=ROUTING)] = Field(
+        3, description="How many workers a request may be placed on before it fails."
+    )
+    seed: Annotated[int, Field(ge=0), Flag(metavar="SEED", panel=ROUTING)] = Field(
+        0, description="Seed of the router's random choices."
+    )
+    journal: Annotated[Path | None, Flag(metavar="FILE", panel=ROUTING, default="none")] = Field(
+        None, description="Record every input of the scheduler here, to replay its decisions."
+    )
+    api_key: Annotated[Words, Flag(metavar="KEY", panel=SECURITY, secret=True)] = Field(
+        (), description="Accept only requests that carry one of these bearer tokens. Repeatable."
+    )
+    worker_ca: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = Field(
+        None, description="PEM file that signed the workers' certificates; uses TLS towards them."
+    )
+    router_id: Annotated[str, Flag(metavar="NAME", panel=OPERATION)] = Field(
+        "router", description="Name of this router in logs and metrics."
+    )
+
+    @property
+    def effective_grpc_port(self) -> int:
+        """The gRPC port: as told, or the one after the gateway's (any, if that is any)."""
+        if self.grpc_port is not None:
+            return self.grpc_port
+        return self.port + 1 if 0 < self.port < 65535 else 0
+
+    def router_config(self, model_path: Path) -> RouterConfig:
+        """The configuration of a router of the model in the directory `model_path`."""
+        return RouterConfig(
+            model=self.model_name,
+            model_path=model_path,
+            host=self.host,
+            port=self.port,
+            grpc_port=self.effective_grpc_port,
+            router_id=self.router_id,
+            workers=self.worker_urls,
+            policy=self.policy,
+            page_tokens=self.page_size,
+            max_live_requests=self.max_live_requests,
+            default_max_tokens=self.default_max_tokens,
+            silence_seconds=self.silence_seconds,
+            max_attempts=self.max_attempts,
+            seed=self.seed,
+            api_keys=self.api_key,
+            worker_token=self.worker_token,
+            worker_ca=self.worker_ca,
+            tls=self.tls,
+            journal=self.journal,
+            drain_seconds=self.drain_seconds,
+            log_level=self.log_level,
+        )
+
+
+class EngineOptions(ProcessSettings):
+    """What decides how a worker computes and what it keeps."""
+
+    engine: Annotated[Literal["torch", "simulated"], Flag(metavar="ENGINE", panel=ENGINE)] = Field(
+        "torch",
+        description="`torch` computes; `simulated` sleeps as long as the cost model says and "
+        "answers with made-up tokens, for load tests without a GPU.",
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Flag(panel=ENGINE)] = Field(
+        "auto", description="`auto`, `cpu`, `cuda` or `cuda:N`."
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Flag(metavar="TYPE", panel=ENGINE)
+    ] = Field("auto", description="Type of weights and KV; `auto` takes the model's own on a GPU.")
+    max_model_len: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="the model's")
+    ] = Field(0, description="Longest prompt plus output of one request.")
+    max_num_seqs: Annotated[int, Field(ge=1), Flag(metavar="REQUESTS", panel=ENGINE)] = Field(
+        64, description="Requests that run at the same time on one worker."
+    )
+    max_num_batched_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="the engine's choice")
+    ] = Field(0, description="Token budget of one step, prefill chunks and decodes together.")
+    kv_cache_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="what memory allows")
+    ] = Field(0, description="Size of the KV cache of one worker.")
+    local_policy: Annotated[str, Flag(metavar="NAME", panel=ENGINE, choices=local_policies)] = (
+        Field("preble_groups", description="In which order a worker starts waiting requests.")
+    )
+    enable_prefix_caching: Annotated[
+        bool,
+        Flag(names=("--enable-prefix-caching/--no-enable-prefix-caching",), panel=ENGINE),
+    ] = Field(True, description="Keep prefixes and share them between requests.")
+    threads: Annotated[
+        int, Field(ge=0), Flag(metavar="THREADS", panel=ENGINE, default="cores per worker")
+    ] = Field(0, description="CPU threads of one worker's torch.")
+    cost_model: Annotated[Path | None, Flag(metavar="FILE", panel=ENGINE, default="derived")] = (
+        Field(None, description="JSON file with the cost model's coefficients.")
+    )
+
+    def worker_config(self, model_path: Path, **changes: Any) -> WorkerConfig:
+        """The configuration of a worker of the model in `model_path`, with `changes`."""
+        options: dict[str, Any] = {
+            "engine": self.engine,
+            "host": self.host,
+            "page_tokens": self.page_size,
+            "kv_cache_tokens": self.kv_cache_tokens,
+            "max_batch_tokens": self.max_num_batched_tokens,
+            "max_sequences": self.max_num_seqs,
+            "context_tokens": self.max_model_len,
+            "policy": self.local_policy,
+            "prefix_caching": self.enable_prefix_caching,
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": self.threads,
+            "cost_model": self.cost_model,
+            "token": self.worker_token,
+            "tls": self.tls,
+            "drain_seconds": self.drain_seconds,
+            "log_level": self.log_level,
+        }
+        return WorkerConfig(model=self.model_name, model_path=model_path, **(options | changes))
+
+
+class RouterSettings(RouterOptions):
+    """`preble router`."""
+
+    section: ClassVar[str] = "router"
+
+
+class WorkerSettings(EngineOptions):
+    """`preble worker`."""
+
+    section: ClassVar[str] = "worker"
+
+    port: Annotated[Port, Flag(metavar="PORT", panel=LISTENING)] = Field(
+        0, description="Port of the worker's gRPC service; 0 lets the system pick one."
+    )
+    advertise: Annotated[
+        str, Flag(metavar="HOST:PORT", panel=LISTENING, default="--host and --port")
+    ] = Field("", description="Address by which routers reach this worker.")
+    router: Annotated[Addresses, Flag(metavar="HOST:PORT", panel=CLUSTER)] = Field(
+        (),
+        description="gRPC addresses of routers to announce itself to whenever they are not "
+        "linked. Repeat it, or separate them with commas.",
+    )
+    worker_id: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, default="made up")] = Field(
+        "", description="Name of this worker, unique in the cluster."
+    )
+    router_token: Annotated[str, Flag(metavar="KEY", panel=SECURITY, secret=True)] = Field(
+        "", description="API key to present to routers."
+    )
+    router_ca: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = Field(
+        None, description="PEM file that signed the routers' certificates; uses TLS towards them."
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.host in WILDCARDS and not self.advertise and self.router:
+            raise ValueError(
+                f"--host is {self.host!r}, which no router can dial; give --advertise HOST:PORT"
+            )
+        return self
+
+    def config_of(self, model_path: Path) -> WorkerConfig:
+        """The configuration of this worker."""
+        return self.worker_config(
+            model_path,
+            port=self.port,
+            advertise=self.advertise,
+            routers=self.router,
+            worker_id=self.worker_id,
+            router_token=self.router_token,
+            router_ca=self.router_ca,
+        )
+
+
+class ServeSettings(RouterOptions, EngineOptions):
+    """`preble serve`: a router and its workers."""
+
+    section: ClassVar[str] = "serve"
+
+    workers: Annotated[
+        int | None, Field(ge=1), Flag(metavar="N", panel=CLUSTER, default="one per GPU, or 1")
+    ] = Field(None, description="How many workers to bring up.")
+    local: Annotated[bool, Flag(panel=CLUSTER, names=("--local",), default="unless --ray")] = Field(
+        False, description="Run everything on this machine as subprocesses."
+    )
+    ray: Annotated[str | None, Flag(metavar="[ADDRESS]", panel=CLUSTER)] = Field(
+        None,
+        description="Run router and workers as actors of the Ray cluster at ADDRESS. Without an "
+        "address: of the cluster found on this machine, or one started on the spot.",
+    )
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$"), Flag(metavar="NAME", panel=CLUSTER)] = Field(
+        "preble", description="Name of the cluster; its Ray actors' names begin with it."
+    )
+    ray_namespace: Annotated[str, Flag(metavar="NAME", panel=CLUSTER)] = Field(
+        "preble", description="Ray namespace of the actors."
+    )
+    ray_num_cpus: Annotated[float, Field(ge=0), Flag(metavar="CPUS", panel=CLUSTER)] = Field(
+        1.0, description="CPUs that Ray sets aside for one worker."
+    )
+    detach: Annotated[bool, Flag(panel=CLUSTER, names=("--detach",))] = Field(
+        False, description="With --ray: leave the actors running and return once they are ready."
+    )
+    startup_seconds: Annotated[float, Field(gt=0), Flag(metavar="SECONDS", panel=OPERATION)] = (
+        Field(600.0, description="How long to wait for every worker to be ready.")
+    )
+
+    @model_validator(mode="after")
+    def _one_launcher(self) -> Self:
+        if self.local and self.ray is not None:
+            raise ValueError("--local and --ray exclude each other")
+        if self.detach and self.ray in (None, "local"):
+            raise ValueError("--detach needs --ray and a Ray cluster that outlives this command")
+        if self.ray and "://" in self.ray:
+            raise ValueError(
+                f"--ray is {self.ray!r}; allowed: auto, local or HOST:PORT (run this on a node of "
+                "the cluster; Ray's client protocol is not used)"
+            )
+        if self.ssl_ca_certs:
+            raise ValueError(
+                "--ssl-ca-certs is not for `serve`; start `preble router` and `preble worker`"
+            )
+        return self
