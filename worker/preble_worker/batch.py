@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from preble.cost import CostModel
+
 
 class SlotTables:
     """State of the running requests, one row per slot. The scheduler writes, the engine reads.
@@ -71,6 +73,16 @@ class Batch:
     context_tokens: int
     attention: float
     composition: int
+
+
+def predicted_seconds(cost: CostModel, batch: Batch) -> float:
+    """How long `batch` should take, by its P, A, D and K."""
+    return cost.step_seconds(
+        prefill_tokens=len(batch.prefill_tokens),
+        attention=batch.attention,
+        decodes=batch.num_decodes,
+        context_tokens=batch.context_tokens,
+    )
 
 
 class Engine(Protocol):
