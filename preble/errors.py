@@ -48,6 +48,12 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class WorkerNotFound(RequestError):
+    """No worker of that name is known, or it is not linked."""
+
+    code = "worker_not_found"
+
+
 class PromptTooLong(RequestError):
     """Prompt and requested output together exceed the model's context.
 
@@ -120,6 +126,7 @@ HTTP_STATUS: dict[type[PrebleError], int] = {
     RequestError: 400,
     Unauthenticated: 401,
     ModelNotFound: 404,
+    WorkerNotFound: 404,
     PromptTooLong: 413,
     RequestCancelled: 499,
     DeadlineExceeded: 504,
@@ -134,6 +141,7 @@ GRPC_STATUS: dict[type[PrebleError], str] = {
     RequestError: "INVALID_ARGUMENT",
     Unauthenticated: "UNAUTHENTICATED",
     ModelNotFound: "NOT_FOUND",
+    WorkerNotFound: "NOT_FOUND",
     RequestCancelled: "CANCELLED",
     DeadlineExceeded: "DEADLINE_EXCEEDED",
     CapacityError: "UNAVAILABLE",

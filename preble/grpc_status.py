@@ -24,6 +24,7 @@ _BY_CODE: dict[str, type[PrebleError]] = {
         errors.InvalidRequest,
         errors.Unauthenticated,
         errors.ModelNotFound,
+        errors.WorkerNotFound,
         errors.PromptTooLong,
         errors.RequestCancelled,
         errors.DeadlineExceeded,

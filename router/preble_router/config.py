@@ -16,8 +16,10 @@ class RouterConfig:
         host, port: of the HTTP gateway. grpc_port: of the gRPC services, on the same host.
         workers: addresses (host:port) to link to from the start; others announce themselves.
         policy: name of a routing policy.
+        page_tokens: tokens per page of its prefix tree; workers with other pages are not used.
         max_live_requests: requests accepted and not ended; beyond it 429.
         default_max_tokens: of a request that states none.
+        max_body_bytes: largest body of an HTTP request; beyond it 413.
         silence_seconds: a worker's step loop silent for longer (its predicted step time added)
             is suspended.
         max_attempts: placements of one request in all.
@@ -36,8 +38,10 @@ class RouterConfig:
     router_id: str = "router"
     workers: tuple[str, ...] = ()
     policy: str = "preble"
+    page_tokens: int = 16
     max_live_requests: int = 4096
     default_max_tokens: int = 256
+    max_body_bytes: int = 16 * 1024 * 1024
     silence_seconds: float = 2.0
     max_attempts: int = 3
     seed: int = 0

@@ -8,6 +8,8 @@ from enum import Enum
 
 _STALL_SECONDS = 0.5
 """A longer gap between two checks means that the router itself was held up."""
+_LONGEST_STEP_SECONDS = 60.0
+"""A longer announced step is not believed, so that every hang ends."""
 
 
 class Change(Enum):
@@ -37,7 +39,8 @@ class Liveness:
     def heard(self, *, next_step_seconds: float = 0.0, now: float) -> Change:
         """A message came; the next may take the announced step longer."""
         self._heard_at = now
-        self._suspect_at = now + self._silence_seconds + next_step_seconds
+        step_seconds = min(next_step_seconds, _LONGEST_STEP_SECONDS)
+        self._suspect_at = now + self._silence_seconds + step_seconds
         if not self.suspect:
             return Change.NONE
         self.suspect = False

@@ -1,0 +1,228 @@
+"""Every attempt at every live request: placed, broken off, placed again, settled once.
+
+    place -> attempt 1 ... breaks off -> place -> attempt 2 ... -> settle
+                              \\-> nobody can take it: waits a bounded time -/
+
+An attempt breaks off when its link dies or goes silent, or when the worker turns it away. The next
+one is sent prompt and delivered output, so that the client's stream goes on where it was.
+"""
+
+import asyncio
+from collections import Counter
+from time import monotonic
+
+from preble.errors import DeadlineExceeded, NoWorkers, PrebleError, PromptTooLong, WorkerFailed
+from preble.page_keys import namespace_seed, num_tokens, page_keys
+from preble.types import FinishReason, WorkerRequest
+from preble_router.config import RouterConfig
+from preble_router.generation import Generation, GenerationRequest
+from preble_router.membership import Membership
+from preble_router.scheduler import GlobalScheduler
+from preble_router.session import Session
+from preble_router.stimuli import RequestFailed, RequestFinished, RouteRequest
+
+
+class Attempts:
+    """Owns the live requests, and books their attempts in the `GlobalScheduler`.
+
+    Attributes:
+        live: requests accepted and not ended, by id. idle: set while there are none.
+        outcomes: ended requests by finish reason or error code, since the start.
+        retries_total: attempts after the first.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        scheduler: GlobalScheduler,
+        membership: Membership,
+        *,
+        takeover_seconds: float,
+    ) -> None:
+        self.live: dict[str, Generation] = {}
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.outcomes: Counter[str] = Counter()
+        self.retries_total = 0
+        self._config = config
+        self._scheduler = scheduler
+        self._membership = membership
+        self._takeover_seconds = takeover_seconds
+        self._give_up_at: dict[str, float] = {}  # of live requests that need another worker
+
+    def start(self, generation: Generation, now: float) -> None:
+        """The first attempt of a new request. Raises `NoWorkers`."""
+        self.place(generation, now)
+        self.live[generation.request_id] = generation
+        self.idle.clear()
+
+    def place(self, generation: Generation, now: float) -> None:
+        """Books and submits the next attempt; changes nothing when it raises `NoWorkers`."""
+        request = generation.request
+        tokens = request.tokens + bytes(generation.output)
+        num_delivered = generation.num_output_tokens
+        placement = self._scheduler.place(
+            RouteRequest(
+                request_id=request.request_id,
+                page_keys=self.page_keys(tokens, request.namespace),
+                num_tokens=num_tokens(tokens),
+                max_tokens=request.sampling.max_tokens - num_delivered,
+                attempt=generation.attempt + 1,
+                namespace=request.namespace,
+                priority=request.priority,
+                excluded=self._excluded(generation),
+            ),
+            now=now,
+        )
+        session = self._membership.sessions[placement.worker_id]
+        generation.place(placement, session, now=now)
+        session.submit(
+            WorkerRequest(
+                request_id=request.request_id,
+                tokens=tokens,
+                sampling=request.sampling,
+                attempt=placement.attempt,
+                num_delivered=num_delivered,
+                namespace=request.namespace,
+                priority=request.priority,
+                deadline_at=request.deadline_at,
+                predicted_output_tokens=placement.predicted_output_tokens,
+            ),
+            now=now,
+        )
+
+    def _excluded(self, generation: Generation) -> frozenset[str]:
+        """Workers that failed it and have not come back since, and those too small for it."""
+        sessions = self._membership.sessions
+        excluded = {
+            worker_id
+            for worker_id, serial in generation.failed
+            if worker_id in sessions and sessions[worker_id].serial == serial
+        }
+        if self._membership.limits_differ:
+            needed = needed_tokens(generation.request)
+            excluded.update(
+                session.worker_id
+                for session in sessions.values()
+                if session.request_limit_tokens < needed
+            )
+        return frozenset(excluded)
+
+    def break_off(self, generation: Generation, now: float) -> None:
+        """The attempt is over without an end of the request: take it off the books."""
+        session = generation.session
+        assert session is not None
+        generation.failed.add((session.worker_id, session.serial))
+        generation.unplace()
+        self._scheduler.observe(RequestFailed(generation.request_id, generation.attempt), now=now)
+
+    def turn_away(
+        self, generation: Generation, error: PrebleError, now: float, *, wait: bool
+    ) -> None:
+        """This worker will not finish it: on to another, or `error`."""
+        self.break_off(generation, now)
+        self.go_on(generation, error, now, wait=wait)
+
+    def go_on(
+        self, generation: Generation, error: PrebleError, now: float, *, wait: bool = True
+    ) -> None:
+        """Places a broken-off request again; settles it with `error` where that cannot be."""
+        if generation.attempt >= self._config.max_attempts:
+            self.settle(generation, error)
+            return
+        try:
+            self.place(generation, now)
+        except NoWorkers:
+            if not wait:
+                self.settle(generation, error)
+                return
+            self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
+        else:
+            self.retries_total += 1
+            self._give_up_at.pop(generation.request_id, None)
+
+    def _has_alternative(self, generation: Generation) -> bool:
+        """Whether a ready worker other than the present one could run it."""
+        excluded = self._excluded(generation) | {generation.worker_id}
+        return generation.attempt < self._config.max_attempts and any(
+            session.ready and session.worker_id not in excluded
+            for session in self._membership.sessions.values()
+        )
+
+    def leave_silent(self, generation: Generation, now: float) -> None:
+        """Moves a request off a silent worker, or lets it wait there for whoever speaks first."""
+        if not self._has_alternative(generation):
+            self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
+            return
+        self.cancel_attempt(generation)
+        self.turn_away(generation, worker_gone(generation), now, wait=True)
+
+    def stay(self, session: Session) -> None:
+        """A silent worker speaks again: what waited on it goes on there."""
+        for request_id in session.live:
+            self._give_up_at.pop(request_id, None)
+
+    def retry_waiting(self, now: float) -> None:
+        """Looks again for workers that take over, and gives up where the time has passed."""
+        for request_id, give_up_at in list(self._give_up_at.items()):
+            generation = self.live[request_id]
+            if generation.session is None:
+                self.go_on(generation, worker_gone(generation), now)
+            else:
+                self.leave_silent(generation, now)
+            if request_id in self._give_up_at and now >= give_up_at:
+                self.cancel_attempt(generation)
+                self.settle(generation, worker_gone(generation))
+
+    def settle(self, generation: Generation, end: FinishReason | PrebleError) -> None:
+        """The one end of a request: off the books, out of every table, told to its consumer."""
+        del self.live[generation.request_id]
+        self._give_up_at.pop(generation.request_id, None)
+        if generation.session is not None:
+            output_tokens = generation.attempt_output_tokens
+            generation.unplace()
+            ended_well = isinstance(end, FinishReason | DeadlineExceeded)
+            self._scheduler.observe(
+                RequestFinished(generation.request_id, generation.attempt, output_tokens)
+                if ended_well
+                else RequestFailed(generation.request_id, generation.attempt),
+                now=monotonic(),
+            )
+        self.outcomes[end.value if isinstance(end, FinishReason) else end.code] += 1
+        generation.end(end)
+        if not self.live:
+            self.idle.set()
+
+    def cancel_attempt(self, generation: Generation) -> None:
+        """Tells the worker, if one has it, to stop."""
+        if generation.session is not None:
+            generation.session.cancel(generation.request_id, attempt=generation.attempt)
+
+    def page_keys(self, tokens: bytes, namespace: str) -> bytes:
+        """The key path of a prompt."""
+        return page_keys(
+            tokens, page_tokens=self._config.page_tokens, seed=namespace_seed(namespace)
+        )
+
+
+def needed_tokens(request: GenerationRequest) -> int:
+    """Prompt plus output."""
+    return num_tokens(request.tokens) + request.sampling.max_tokens
+
+
+def too_long(request: GenerationRequest, limit: int | None, message: str = "") -> PromptTooLong:
+    """The request fits no worker; `limit` is what would."""
+    needed = needed_tokens(request)
+    default = (
+        f"the prompt has {num_tokens(request.tokens)} tokens and the output may have "
+        f"{request.sampling.max_tokens}, together {needed}, but the limit is {limit} tokens"
+    )
+    return PromptTooLong(message or default, num_tokens=needed, max_tokens=limit or 0)
+
+
+def worker_gone(generation: Generation) -> WorkerFailed:
+    """No attempt is left, or nobody took the request over in time."""
+    return WorkerFailed(
+        f"worker {generation.worker_id} broke off attempt {generation.attempt} and no other "
+        "worker could take over"
+    )

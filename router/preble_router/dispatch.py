@@ -1,0 +1,359 @@
+"""Tokens in, tokens out: accepts requests, and turns what workers say into output and books.
+
+What happens to a request when its worker fails is in `attempts`, which workers there are in
+`membership`, where a request goes in `scheduler`.
+"""
+
+import asyncio
+import logging
+import random
+from contextlib import suppress
+from time import monotonic
+
+from preble.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NoWorkers,
+    Overloaded,
+    PeerError,
+    PrebleError,
+    WorkerFailed,
+)
+from preble.events import CacheSnapshot
+from preble.page_keys import TOKEN_BYTES, num_tokens
+from preble.types import FinishReason
+from preble.v1 import worker_pb2 as pb
+from preble.wire import cache_events_from_wire, finish_from_wire, load_from_wire
+from preble_router.attempts import Attempts, needed_tokens, too_long, worker_gone
+from preble_router.config import RouterConfig
+from preble_router.generation import Delta, Generation, GenerationRequest
+from preble_router.membership import Membership
+from preble_router.scheduler import GlobalScheduler
+from preble_router.session import Session
+from preble_router.status import ClusterStatus, cluster_status
+from preble_router.stimuli import (
+    CacheChanged,
+    Explanation,
+    Progress,
+    RouteRequest,
+    SnapshotReceived,
+    StepReport,
+    WorkerDrained,
+    WorkerJoined,
+    WorkerLost,
+    WorkerSuspended,
+)
+
+__all__ = ["Delta", "Dispatcher", "Generation", "GenerationRequest"]
+
+_log = logging.getLogger(__name__)
+
+TAKEOVER_SECONDS = 5.0
+"""How long a request that lost its worker waits for one that can take it over."""
+TICK_SECONDS = 0.05
+
+
+class Dispatcher:
+    """Owns the scheduler's books, the workers' links and every live request.
+
+    Make it in the event loop that it shall live in; all methods belong to that loop's thread.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        scheduler: GlobalScheduler,
+        *,
+        rng: random.Random | None = None,
+        takeover_seconds: float = TAKEOVER_SECONDS,
+    ) -> None:
+        self.config = config
+        self.scheduler = scheduler
+        self.membership = Membership(config, self, rng=rng or random.Random())
+        self.attempts = Attempts(
+            config, scheduler, self.membership, takeover_seconds=takeover_seconds
+        )
+        self._accepting = True
+        self._opened_at = monotonic()
+        self._ticking: asyncio.Task[None] | None = None
+
+    # Life
+
+    def open(self) -> None:
+        """Links to the configured workers."""
+        self._ticking = asyncio.create_task(self._tick_forever(), name="dispatcher tick")
+        for address in self.config.workers:
+            self.membership.add(address, static=True)
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nothing more; returns when no request is left, or after `seconds`."""
+        self._accepting = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.attempts.idle.wait()
+
+    async def close(self) -> None:
+        """Ends every request and every link; nothing of it is left running."""
+        self._accepting = False
+        for generation in list(self.attempts.live.values()):
+            self._end(generation, WorkerFailed("the router stops"))
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
+        await self.membership.close()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self._tick(monotonic())
+            except Exception:
+                _log.exception("a tick of the dispatcher failed")
+
+    def _tick(self, now: float) -> None:
+        self.membership.check()
+        self.attempts.retry_waiting(now)
+        wakeup = self.scheduler.next_wakeup()
+        if wakeup is None or wakeup > now:
+            return
+        for action in self.scheduler.tick(now=now):
+            session = self.membership.sessions.get(action.worker_id)
+            if session is not None:
+                session.request_snapshot()
+
+    # Requests
+
+    @property
+    def num_live(self) -> int:
+        """Requests accepted and not ended."""
+        return len(self.attempts.live)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request that starts now would find a worker."""
+        return self._accepting and self.context_tokens is not None
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest prompt plus output that some ready worker can run; None without one."""
+        return self.membership.request_limit_tokens
+
+    def start(self, request: GenerationRequest) -> Generation:
+        """Places the request at once.
+
+        Raises:
+            InvalidRequest: no tokens, or a live request has the same id.
+            Overloaded: `max_live_requests` are live.
+            NoWorkers: none is ready.
+            PromptTooLong: no ready worker can hold prompt and output.
+            DeadlineExceeded: the deadline has passed already.
+        """
+        now = monotonic()
+        self._check(request, now)
+        generation = Generation(request, cancel=self._cancel)
+        self.attempts.start(generation, now)
+        if request.deadline_at is not None:
+            generation.deadline_timer = asyncio.get_running_loop().call_later(
+                request.deadline_at - now, self._pass_deadline, generation
+            )
+        return generation
+
+    def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
+        """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""
+        route = RouteRequest(
+            request_id="",
+            page_keys=self.attempts.page_keys(tokens, namespace),
+            num_tokens=num_tokens(tokens),
+            max_tokens=max_tokens or self.config.default_max_tokens,
+            namespace=namespace,
+        )
+        return self.scheduler.explain(route, now=monotonic())
+
+    def _check(self, request: GenerationRequest, now: float) -> None:
+        if not self._accepting:
+            raise NoWorkers("the router is shutting down")
+        if self.num_live >= self.config.max_live_requests:
+            raise Overloaded(
+                f"{self.num_live} requests are in progress, which is this router's limit"
+            )
+        if request.request_id in self.attempts.live:
+            raise InvalidRequest(f"request id {request.request_id!r} is in use", field="request_id")
+        if not request.tokens:
+            raise InvalidRequest("the prompt must hold at least one token", field="prompt")
+        if request.deadline_at is not None and request.deadline_at <= now:
+            raise DeadlineExceeded("the deadline has passed already")
+        limit = self.context_tokens
+        if limit is None:
+            raise NoWorkers("no worker is ready")
+        if needed_tokens(request) > limit:
+            raise too_long(request, limit)
+
+    def _end(self, generation: Generation, end: FinishReason | PrebleError) -> None:
+        """The router ends the request, whatever its worker is doing."""
+        self.attempts.cancel_attempt(generation)
+        self.attempts.settle(generation, end)
+
+    def _cancel(self, generation: Generation) -> None:
+        self._end(generation, FinishReason.CANCELLED)
+
+    def _pass_deadline(self, generation: Generation) -> None:
+        self._end(generation, DeadlineExceeded("the request's deadline passed"))
+
+    # Workers, as the operator sees them
+
+    def status(self) -> ClusterStatus:
+        """The state of everything, for status pages."""
+        return cluster_status(
+            self.config,
+            self.membership,
+            self.scheduler,
+            num_live=self.num_live,
+            uptime_seconds=monotonic() - self._opened_at,
+            now=monotonic(),
+        )
+
+    def add_worker(self, address: str) -> None:
+        """Link to `address` (host:port); it is forgotten when it stays unreachable.
+
+        Raises:
+            InvalidRequest: that is no address.
+        """
+        host, separator, port = address.rpartition(":")
+        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
+            raise InvalidRequest(f"address must be host:port, not {address!r}", field="address")
+        self.membership.add(address)
+
+    def drain_worker(self, worker_id: str) -> None:
+        """Place nothing more on it; what runs there goes on. Raises `WorkerNotFound`."""
+        session = self.membership.session(worker_id)
+        session.drain()
+        self._mark_draining(session, monotonic())
+
+    def remove_worker(self, worker_id: str) -> None:
+        """Forget it; its requests go elsewhere. Raises `WorkerNotFound`."""
+        self.membership.remove(worker_id)
+
+    # What the membership tells
+
+    def worker_joined(self, session: Session) -> None:
+        """Requests may go there."""
+        now = monotonic()
+        self.scheduler.observe(WorkerJoined(session.spec), now=now)
+        self.attempts.retry_waiting(now)
+
+    def worker_lost(self, session: Session, reason: str) -> None:
+        """Its requests go elsewhere."""
+        now = monotonic()
+        broken = list(session.live.values())
+        for generation in broken:
+            self.attempts.break_off(generation, now)
+        self.scheduler.observe(WorkerLost(session.worker_id), now=now)
+        _log.warning(
+            "worker %s is lost with %d requests: %s", session.worker_id, len(broken), reason
+        )
+        for generation in broken:
+            self.attempts.go_on(generation, worker_gone(generation), now)
+
+    def worker_silent(self, session: Session) -> None:
+        """Its requests go elsewhere if there is an elsewhere."""
+        now = monotonic()
+        self.scheduler.observe(WorkerSuspended(session.worker_id, True), now=now)
+        for generation in list(session.live.values()):
+            self.attempts.leave_silent(generation, now)
+
+    def worker_speaks(self, session: Session) -> None:
+        """What still waits on it goes on there; what waits elsewhere may come."""
+        now = monotonic()
+        self.scheduler.observe(WorkerSuspended(session.worker_id, False), now=now)
+        self.attempts.stay(session)
+        self.attempts.retry_waiting(now)
+
+    def worker_snapshot(self, session: Session, snapshot: CacheSnapshot) -> None:
+        """The tree follows."""
+        self.scheduler.observe(SnapshotReceived(session.worker_id, snapshot), now=monotonic())
+
+    def worker_step(self, session: Session, step: pb.StepOutput) -> None:
+        """One pass over a step: outputs to their requests, facts to the scheduler.
+
+        Raises:
+            PeerError: an output is not at the position where it must be.
+        """
+        now = monotonic()
+        if step.HasField("cache"):
+            batch = cache_events_from_wire(step.cache)
+            self.scheduler.observe(CacheChanged(session.worker_id, batch), now=now)
+        progress: list[Progress] = []
+        ended: list[tuple[Generation, pb.RequestOutput]] = []
+        for output in step.outputs:
+            generation = session.live.get(output.request_id)
+            if generation is None or output.attempt != generation.attempt:
+                continue  # of an attempt that was cancelled or moved
+            if tokens := output.tokens:
+                _check_output(generation, output)
+                cached = output.cached_tokens if output.HasField("cached_tokens") else None
+                generation.feed(tokens, cached)
+                count = len(tokens) // TOKEN_BYTES
+                progress.append(Progress(output.request_id, output.attempt, count, cached))
+            if output.finish_reason:
+                ended.append((generation, output))
+        session.load = load = load_from_wire(step.load)
+        self.scheduler.observe(
+            StepReport(
+                worker_id=session.worker_id,
+                load=load,
+                step_seconds=step.step_seconds,
+                predicted_step_seconds=step.predicted_step_seconds,
+                progress=tuple(progress),
+            ),
+            now=now,
+        )
+        for generation, output in ended:
+            self._end_attempt(generation, output, now)
+        if step.phase == pb.PHASE_DRAINING:
+            self._mark_draining(session, now)
+        if session.live and not (step.step_seconds or load.num_running or load.num_waiting):
+            self._find_forgotten(session, now)
+
+    def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
+        """The worker is done with the request, in whichever way."""
+        reason = finish_from_wire(output.finish_reason)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            if generation.num_output_tokens != output.position + num_tokens(output.tokens):
+                raise PeerError(f"output of {generation.request_id} ends at a wrong position")
+            self.attempts.settle(generation, reason)
+        elif reason is FinishReason.DEADLINE:
+            self.attempts.settle(generation, DeadlineExceeded("the request's deadline passed"))
+        elif reason is FinishReason.REFUSED:
+            error: PrebleError = too_long(generation.request, self.context_tokens, output.error)
+            self.attempts.turn_away(generation, error, now, wait=False)
+        else:
+            # Draining workers, failed engines, and cancellations that nobody here asked for.
+            error = WorkerFailed(output.error) if output.error else worker_gone(generation)
+            self.attempts.turn_away(generation, error, now, wait="draining" in output.error)
+
+    def _mark_draining(self, session: Session, now: float) -> None:
+        if not session.draining:
+            session.draining = True
+            self.membership.count_ready()
+            self.scheduler.observe(WorkerDrained(session.worker_id), now=now)
+
+    def _find_forgotten(self, session: Session, now: float) -> None:
+        """An idle worker has none of our requests: those it was sent a while ago are lost."""
+        for generation in list(session.live.values()):
+            if now - generation.placed_at > self.config.silence_seconds:
+                error = worker_gone(generation)
+                self.attempts.cancel_attempt(generation)
+                self.attempts.turn_away(generation, error, now, wait=True)
+
+
+def _check_output(generation: Generation, output: pb.RequestOutput) -> None:
+    """Nothing is missing before the output, and there is no more of it than was asked for."""
+    expected = generation.num_output_tokens
+    size = len(output.tokens)
+    if output.position != expected or size % TOKEN_BYTES:
+        raise PeerError(
+            f"output of {output.request_id} at position {output.position} in {size} bytes, "
+            f"expected position {expected}"
+        )
+    if expected + size // TOKEN_BYTES > generation.request.sampling.max_tokens:
+        raise PeerError(f"output of {output.request_id} is longer than its max_tokens")

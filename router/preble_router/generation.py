@@ -1,0 +1,194 @@
+"""One request from its acceptance to its one end, as its consumer and the dispatcher see it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from preble.errors import PrebleError
+from preble.page_keys import TOKEN_BYTES, num_tokens
+from preble.types import FinishReason, SamplingParams
+from preble_router.session import Session
+from preble_router.stimuli import Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """Tokens in. `deadline_at` is in `time.monotonic` seconds, None for none."""
+
+    request_id: str
+    tokens: bytes
+    sampling: SamplingParams
+    namespace: str = ""
+    priority: int = 0
+    deadline_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens out: what came since the previous delta.
+
+    Attributes:
+        tokens: packed new tokens; a slow consumer gets those of several steps at once.
+        finish_reason: set in the last delta.
+        cached_tokens: prompt tokens the worker served from its cache, None before its first token.
+        predicted_cached_tokens: what the router expected of the present worker.
+        worker_id: the worker that serves the request now.
+    """
+
+    tokens: bytes
+    finish_reason: FinishReason | None
+    cached_tokens: int | None
+    predicted_cached_tokens: int
+    worker_id: str
+
+
+class Generation:
+    """An asynchronous iterator of `Delta`; the last one has a finish reason.
+
+    Iteration raises `WorkerFailed`, `DeadlineExceeded` or `PromptTooLong` when the request ended
+    so, after the tokens that came before. All methods belong to the event loop's thread, and one
+    consumer iterates. What is buffered is bounded by the request's `max_tokens`.
+
+    Attributes:
+        attempt: of the present placement, from 1.
+        output: packed output of all attempts, in the order in which it is handed out.
+        session: where it runs; None while no worker has it.
+        placed_at: when the present attempt was submitted.
+        failed: (worker id, session serial) of the attempts that broke off.
+    """
+
+    __slots__ = (
+        "_cached_tokens",
+        "_cancel",
+        "_end",
+        "_taken",
+        "_waiter",
+        "attempt",
+        "deadline_timer",
+        "failed",
+        "num_before_attempt",
+        "output",
+        "placed_at",
+        "predicted_cached_tokens",
+        "request",
+        "session",
+        "worker_id",
+    )
+
+    def __init__(
+        self, request: GenerationRequest, *, cancel: Callable[["Generation"], None]
+    ) -> None:
+        self.request = request
+        self.attempt = 0
+        self.worker_id = ""
+        self.predicted_cached_tokens = 0
+        self.session: Session | None = None
+        self.placed_at = 0.0
+        self.output = bytearray()
+        self.num_before_attempt = 0
+        self.failed: set[tuple[str, int]] = set()
+        self.deadline_timer: asyncio.TimerHandle | None = None
+        self._cancel = cancel
+        self._cached_tokens: int | None = None
+        self._taken = 0
+        self._end: FinishReason | PrebleError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """As in the request."""
+        return self.request.request_id
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens received so far, handed out or not."""
+        return len(self.output) // TOKEN_BYTES
+
+    @property
+    def attempt_output_tokens(self) -> int:
+        """Those of the present attempt."""
+        return self.num_output_tokens - self.num_before_attempt
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its end; tokens may still wait for the consumer."""
+        return self._end is not None
+
+    def cancel(self) -> None:
+        """Ends it with `CANCELLED` and frees its worker; does nothing once it has ended."""
+        if self._end is None:
+            self._cancel(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while True:
+            end = self._end
+            if isinstance(end, FinishReason):
+                if self._taken < 0:
+                    raise StopAsyncIteration
+                delta = self._take(end)
+                self._taken = -1
+                return delta
+            if 0 <= self._taken < len(self.output):
+                return self._take(None)
+            if end is not None:
+                if self._taken < 0:
+                    raise StopAsyncIteration
+                self._taken = -1
+                raise end
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _take(self, finish_reason: FinishReason | None) -> Delta:
+        tokens = bytes(self.output[self._taken :]) if self._taken else bytes(self.output)
+        self._taken += len(tokens)
+        return Delta(
+            tokens,
+            finish_reason,
+            self._cached_tokens,
+            self.predicted_cached_tokens,
+            self.worker_id,
+        )
+
+    # The dispatcher's side.
+
+    def place(self, placement: Placement, session: Session, *, now: float) -> None:
+        """A new attempt runs on `session`."""
+        self.attempt = placement.attempt
+        self.worker_id = placement.worker_id
+        self.predicted_cached_tokens = placement.cached_tokens
+        self.session = session
+        self.placed_at = now
+        self.num_before_attempt = self.num_output_tokens
+        session.live[self.request.request_id] = self
+
+    def unplace(self) -> None:
+        """The present attempt is over."""
+        assert self.session is not None
+        del self.session.live[self.request.request_id]
+        self.session = None
+
+    def feed(self, tokens: bytes, cached_tokens: int | None) -> None:
+        """Output of a step. The cached share of a resumed attempt counts the prompt only."""
+        self.output += tokens
+        if cached_tokens is not None:
+            self._cached_tokens = min(cached_tokens, num_tokens(self.request.tokens))
+        self._wake()
+
+    def end(self, end: FinishReason | PrebleError) -> None:
+        """The one end."""
+        assert self._end is None, f"{self.request_id} was settled twice"
+        self._end = end
+        if self.deadline_timer is not None:
+            self.deadline_timer.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

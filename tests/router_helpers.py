@@ -1,0 +1,105 @@
+"""Dispatchers over fake workers, and what every test of them wants to say."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fake_worker import MODEL, FakeWorker, fake_tokens
+
+from preble.page_keys import pack_tokens
+from preble.types import FinishReason, SamplingParams
+from preble_router.config import RouterConfig
+from preble_router.dispatch import Delta, Dispatcher, Generation, GenerationRequest
+from preble_router.policies import make_policy
+from preble_router.scheduler import GlobalScheduler
+
+PROMPT = pack_tokens(list(range(100)))
+
+
+def router_config(**options: Any) -> RouterConfig:
+    """Short silences, one address of everything."""
+    values: dict[str, Any] = {
+        "model": MODEL,
+        "model_path": Path(),
+        "router_id": "r0",
+        "silence_seconds": 0.4,
+    }
+    return RouterConfig(**values | options)
+
+
+@asynccontextmanager
+async def cluster(
+    *workers: FakeWorker, takeover_seconds: float = 5.0, **options: Any
+) -> AsyncIterator[Dispatcher]:
+    """A dispatcher linked to `workers`; afterwards its books are empty and its tasks gone."""
+    before = asyncio.all_tasks()
+    addresses = tuple([worker.address or await worker.start() for worker in workers])
+    config = router_config(workers=addresses, **options)
+    scheduler = GlobalScheduler(make_policy("round_robin"), rng=random.Random(1))
+    dispatcher = Dispatcher(config, scheduler, takeover_seconds=takeover_seconds)
+    dispatcher.open()
+    try:
+        await until(lambda: num_ready(dispatcher) == len(workers))
+        yield dispatcher
+        scheduler.check()
+    finally:
+        await dispatcher.close()
+        for worker in workers:
+            await worker.stop()
+    assert dispatcher.num_live == 0
+    assert sum(worker.live_requests for worker in scheduler.workers()) == 0
+    await until(lambda: not left_over(before))
+
+
+def left_over(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+    """Tasks that are still there and were not before."""
+    return {task for task in asyncio.all_tasks() - before if not task.done()}
+
+
+def num_ready(dispatcher: Dispatcher) -> int:
+    """Workers that would be sent requests, their caches known."""
+    return sum(worker.state == "ready" for worker in dispatcher.status().workers)
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Waits for something that must come; the limit is for broken code only."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def generation_request(
+    request_id: str = "q0",
+    *,
+    tokens: bytes = PROMPT,
+    max_tokens: int = 20,
+    seed: int = 0,
+    **options: Any,
+) -> GenerationRequest:
+    """A request; its expected output is `expected(request)`."""
+    sampling = SamplingParams(max_tokens=max_tokens, seed=seed)
+    return GenerationRequest(request_id=request_id, tokens=tokens, sampling=sampling, **options)
+
+
+def expected(request: GenerationRequest) -> bytes:
+    """What an undisturbed worker would answer."""
+    sampling = request.sampling
+    return fake_tokens(request.tokens, sampling.max_tokens, seed=sampling.seed)
+
+
+async def collect(generation: Generation) -> tuple[bytes, list[Delta]]:
+    """All tokens, and the deltas they came in; the last and only the last has a finish reason."""
+    deltas = [delta async for delta in generation]
+    assert [d.finish_reason is not None for d in deltas] == [False] * (len(deltas) - 1) + [True]
+    return b"".join(delta.tokens for delta in deltas), deltas
+
+
+async def assert_exact(generation: Generation) -> list[Delta]:
+    """The generation ends at its length with exactly the tokens of an undisturbed worker."""
+    tokens, deltas = await collect(generation)
+    assert tokens == expected(generation.request)
+    assert deltas[-1].finish_reason is FinishReason.LENGTH
+    return deltas
