@@ -1,0 +1,192 @@
+"""`/v1/completions` and `/v1/chat/completions`: from a body to tokens, and from tokens to text."""
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from preble.errors import InvalidRequest, PrebleError
+from preble.page_keys import num_tokens
+from preble_router.config import RouterConfig
+from preble_router.gateway.body import read_object
+from preble_router.gateway.generating import EventStream, LiveRequest
+from preble_router.gateway.models import check_model
+from preble_router.gateway.record import RECORD_KEY, RequestRecord
+from preble_router.gateway.requests import CommonFields, read_chat, read_completion
+from preble_router.gateway.responses import (
+    ChatEncoder,
+    CompletionEncoder,
+    ResponseEncoder,
+    json_response,
+)
+from preble_router.generation import GenerationRequest
+from preble_router.metrics import Metrics
+from preble_router.prompt_encoding import PromptEncoder
+from preble_router.text_generation import TextGeneration, output_budget
+
+if TYPE_CHECKING:
+    from preble_router.dispatch import Dispatcher
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default of `max_tokens` in `/v1/completions`; chats have the operator's."""
+
+MAX_TIMEOUT_SECONDS = 86_400
+
+
+class CompletionRoutes:
+    """The endpoints that generate."""
+
+    def __init__(
+        self,
+        dispatcher: "Dispatcher",
+        prompts: PromptEncoder,
+        config: RouterConfig,
+        metrics: Metrics,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._prompts = prompts
+        self._config = config
+        self._metrics = metrics
+
+    def routes(self) -> list[BaseRoute]:
+        """What is served here."""
+        return [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+        ]
+
+    async def chat(self, request: Request) -> Response:
+        """OpenAI's chat completion."""
+        chat = read_chat(await read_object(request, max_bytes=self._config.max_body_bytes))
+        check_model(chat.common.model, self._config.model)
+        prompt = await self._prompts.encode_chat(
+            chat.messages, template_variables=chat.template_variables
+        )
+        return await self._generate(
+            request,
+            [prompt],
+            chat.common,
+            encoder_class=ChatEncoder,
+            default_tokens=self._config.default_max_tokens,
+        )
+
+    async def completions(self, request: Request) -> Response:
+        """OpenAI's text completion."""
+        completion = read_completion(
+            await read_object(request, max_bytes=self._config.max_body_bytes),
+            vocab_size=self._prompts.tokenizer.vocab_size,
+        )
+        check_model(completion.common.model, self._config.model)
+        prompts = [
+            prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)
+            for prompt in completion.prompts
+        ]
+        return await self._generate(
+            request,
+            prompts,
+            completion.common,
+            encoder_class=CompletionEncoder,
+            default_tokens=DEFAULT_COMPLETION_TOKENS,
+        )
+
+    async def _generate(
+        self,
+        request: Request,
+        prompts: Sequence[bytes],
+        common: CommonFields,
+        *,
+        encoder_class: type[ResponseEncoder],
+        default_tokens: int,
+    ) -> Response:
+        record: RequestRecord = request.scope[RECORD_KEY]
+        record.streamed, record.user = common.stream, common.user
+        # A client may send an id twice; a dispatcher must not see one twice.
+        unique_id = f"{record.request_id}-{secrets.token_hex(4)}"
+        requests = self._dispatch_requests(
+            unique_id, prompts, common, default_tokens, _deadline_at(request)
+        )
+        live = LiveRequest(
+            self._start_all(requests, common.stop),
+            receive=request.receive,
+            record=record,
+            metrics=self._metrics,
+        )
+        encoder = encoder_class(
+            unique_id,
+            created=int(time.time()),
+            model=self._config.model,
+            include_usage=common.include_usage,
+        )
+        if not common.stream:
+            choices = await live.collect()
+            return json_response(encoder.whole(choices), headers=live.headers)
+        events = live.events(encoder)
+        first = await anext(events)
+        return EventStream(first, events, live.headers)
+
+    def _dispatch_requests(
+        self,
+        unique_id: str,
+        prompts: Sequence[bytes],
+        common: CommonFields,
+        default_tokens: int,
+        deadline_at: float | None,
+    ) -> list[GenerationRequest]:
+        requests = []
+        for i, prompt in enumerate(prompts):
+            max_tokens = output_budget(
+                common.max_tokens,
+                default=default_tokens,
+                num_prompt_tokens=num_tokens(prompt),
+                context_tokens=self._dispatcher.context_tokens,
+            )
+            requests.append(
+                GenerationRequest(
+                    request_id=unique_id if len(prompts) == 1 else f"{unique_id}-{i}",
+                    tokens=prompt,
+                    sampling=replace(common.sampling, max_tokens=max_tokens),
+                    namespace=common.namespace,
+                    priority=common.priority,
+                    deadline_at=deadline_at,
+                )
+            )
+        return requests
+
+    def _start_all(
+        self, requests: Sequence[GenerationRequest], stop: Sequence[str]
+    ) -> list[TextGeneration]:
+        """All of them or none."""
+        started: list[TextGeneration] = []
+        try:
+            for request in requests:
+                generation = self._dispatcher.start(request)
+                started.append(TextGeneration(generation, self._prompts.tokenizer, stop=stop))
+        except PrebleError:
+            for text_generation in started:
+                text_generation.cancel()
+            raise
+        return started
+
+
+def _deadline_at(request: Request) -> float | None:
+    """From `X-Request-Timeout`, seconds from now on; in `time.monotonic` seconds."""
+    given = request.headers.get("x-request-timeout")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise InvalidRequest(
+            f"X-Request-Timeout must be seconds, above 0 and at most {MAX_TIMEOUT_SECONDS:.0f}, "
+            f"not {given!r}",
+            field="X-Request-Timeout",
+        )
+    return time.monotonic() + seconds

@@ -1,0 +1,224 @@
+"""The generations of one HTTP request: consumed, timed, and cancelled when the client goes away."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from preble.errors import PrebleError, RequestCancelled, http_status
+from preble.types import FinishReason
+from preble_router.gateway.errors import error_json
+from preble_router.gateway.record import RequestRecord
+from preble_router.gateway.responses import Choice, ResponseEncoder, error_event, total_usage
+from preble_router.metrics import Metrics
+from preble_router.text_generation import TextDelta, TextGeneration
+
+_log = logging.getLogger(__name__)
+
+
+class LiveRequest:
+    """Consumed once, by `collect` or `events`; either lets go of everything, however it ends.
+
+    Args:
+        generations: one per choice, started.
+        receive: of the ASGI connection, whose body has been read: the next message says that the
+            client went away.
+    """
+
+    def __init__(
+        self,
+        generations: Sequence[TextGeneration],
+        *,
+        receive: Receive,
+        record: RequestRecord,
+        metrics: Metrics,
+    ) -> None:
+        self._generations = generations
+        self._receive = receive
+        self._record = record
+        self._metrics = metrics
+        self._last_at: list[float | None] = [None] * len(generations)
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Who serves each choice, and what was expected of that placement."""
+        workers = [_header_text(generation.worker_id) for generation in self._generations]
+        predicted = [str(generation.predicted_cached_tokens) for generation in self._generations]
+        return {
+            "x-preble-worker": ",".join(workers),
+            "x-preble-predicted-cached-tokens": ",".join(predicted),
+        }
+
+    async def collect(self) -> list[Choice]:
+        """The whole outputs.
+
+        Raises:
+            PrebleError: one of them failed, or the client went away.
+        """
+        choices = [Choice() for _ in self._generations]
+        with self:
+            async with aclosing(self._deltas()) as deltas:
+                async for index, delta in deltas:
+                    choices[index].add(delta)
+        return choices
+
+    async def events(self, encoder: ResponseEncoder) -> AsyncGenerator[bytes, None]:
+        """The outputs as server-sent events.
+
+        What goes wrong before the first event is raised, so that it can have its HTTP status; what
+        goes wrong after becomes the last event.
+        """
+        with self:
+            started = False
+            try:
+                async with aclosing(self._deltas()) as deltas:
+                    async for event in _encoded(deltas, encoder, len(self._generations)):
+                        started = True
+                        yield event
+            except Exception as error:
+                if not started:
+                    raise
+                yield self._broken_off(error)
+
+    def __enter__(self) -> Self:
+        self._watch = asyncio.create_task(self._watch_client())
+        self._metrics.live_requests.inc()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._watch is not None
+        self._watch.cancel()
+        self._cancel_all()
+        self._metrics.live_requests.dec()
+        self._record.usage = total_usage([generation.usage for generation in self._generations])
+        self._record.worker_ids = tuple(generation.worker_id for generation in self._generations)
+        self._metrics.request_generated(self._record.usage)
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._cancel_all()
+
+    def _cancel_all(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+
+    async def _deltas(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """What comes, with the index of its choice."""
+        if len(self._generations) == 1:
+            async for delta in self._generations[0]:
+                self._note(0, delta)
+                yield 0, delta
+            return
+        async with aclosing(_interleaved(self._generations)) as deltas:
+            async for index, delta in deltas:
+                self._note(index, delta)
+                yield index, delta
+
+    def _note(self, index: int, delta: TextDelta) -> None:
+        if delta.finish_reason is FinishReason.CANCELLED:
+            raise RequestCancelled("the request was cancelled")
+        if not delta.tokens:
+            return
+        now, last_at = time.perf_counter(), self._last_at[index]
+        self._last_at[index] = now
+        if last_at is not None:
+            self._metrics.inter_token.observe(now - last_at)
+            return
+        self._metrics.ttft.observe(now - self._record.started_at)
+        if self._record.first_token_at is None:
+            self._record.first_token_at = now
+
+    def _broken_off(self, error: Exception) -> bytes:
+        if not isinstance(error, PrebleError):
+            _log.exception("request %s failed", self._record.request_id)
+        self._record.status = http_status(error)
+        self._record.error = str(error) or repr(error)
+        return error_event(error_json(error))
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, already encoded. Watching the client is the business of `events`."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, first: bytes, rest: AsyncGenerator[bytes, None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(_chained(first, rest), headers=_STREAM_HEADERS | headers)
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._rest):
+            await self.stream_response(send)
+
+
+_STREAM_HEADERS = {
+    "cache-control": "no-cache",
+    # Proxies of the nginx family would otherwise collect events before they pass them on.
+    "x-accel-buffering": "no",
+}
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+async def _encoded(
+    deltas: AsyncIterator[tuple[int, TextDelta]], encoder: ResponseEncoder, num_choices: int
+) -> AsyncIterator[bytes]:
+    """One piece of the stream per delta that says something; the last one says all the rest."""
+    opened: set[int] = set()
+    usages = []
+    async for index, delta in deltas:
+        event = b""
+        if index not in opened:
+            opened.add(index)
+            event = encoder.opening(index)
+        if delta.text:
+            event += encoder.text(index, delta.text)
+        if delta.finish_reason is not None:
+            assert delta.usage is not None
+            event += encoder.finish(index, delta.finish_reason)
+            usages.append(delta.usage)
+            if len(usages) == num_choices:
+                event += encoder.closing(usages)
+        if event:
+            yield event
+
+
+async def _interleaved(
+    generations: Sequence[TextGeneration],
+) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    """The deltas of several generations as they come."""
+    waiting = {asyncio.ensure_future(g.__anext__()): i for i, g in enumerate(generations)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in sorted(done, key=lambda future: waiting[future]):
+                index, delta = waiting.pop(future), future.result()
+                if delta.finish_reason is None:
+                    waiting[asyncio.ensure_future(generations[index].__anext__())] = index
+                yield index, delta
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _header_text(text: str) -> str:
+    """`text` with everything replaced that an HTTP header cannot carry."""
+    return "".join([c if c.isascii() and c.isprintable() else "?" for c in text])
