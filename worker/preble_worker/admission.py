@@ -22,12 +22,10 @@ def refusal(request: WorkerRequest, *, vocab_size: int) -> str:
         return f"token id {largest} is outside of the vocabulary of {vocab_size}"
     if request.num_delivered >= num_tokens(request.tokens):
         return f"{request.num_delivered} delivered tokens leave no prompt"
-    return _sampling_refusal(request.sampling, request.num_delivered)
+    return _sampling_refusal(request.sampling)
 
 
-def _sampling_refusal(sampling: SamplingParams, num_delivered: int) -> str:
-    if sampling.max_tokens <= num_delivered:
-        return f"max_tokens is {sampling.max_tokens}, must exceed the {num_delivered} delivered"
+def _sampling_refusal(sampling: SamplingParams) -> str:
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0.0):
         return f"temperature is {sampling.temperature}, must be finite and not negative"
     if not 0.0 < sampling.top_p <= 1.0:
