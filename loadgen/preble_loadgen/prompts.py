@@ -47,7 +47,7 @@ class PromptMaker:
         lengths = np.array([s.length for s in request.segments], dtype=np.int64)
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-        states = np.repeat(nodes << np.uint64(32), lengths) | positions.astype(np.uint64)
+        states = np.repeat(nodes << np.uint64(32), lengths) + positions.astype(np.uint64)
         tokens = np.uint64(self._low) + splitmix64(states) % np.uint64(self._span)
         return tokens.astype(np.uint32)
 

@@ -53,9 +53,10 @@ def fitting_factor(
     Raises:
         ConfigError: no factor makes them fit.
     """
-    for factor in (
-        _factors(block_tokens) if block_tokens else _growing_factors(requests, context_tokens)
-    ):
+    candidates = (
+        _block_factors(block_tokens) if block_tokens else _any_factors(requests, context_tokens)
+    )
+    for factor in candidates:
         if all(fits(scaled(request, factor), context_tokens) for request in requests):
             return factor
     raise ConfigError(f"no scale makes the trace's requests fit {context_tokens} tokens")
