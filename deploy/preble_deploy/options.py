@@ -2,15 +2,21 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic.fields import FieldInfo
 
 from preble_deploy import client_settings as _  # noqa: F401  (YAML keys of all commands are known)
-from preble_deploy.sources import Settings, allowed, flag_names, flag_of, load, variable
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
+from preble_deploy.sources import (
+    AnySettings,
+    Settings,
+    allowed,
+    flag_names,
+    flag_of,
+    load,
+    variable,
+)
 
 
 def command(model: type[AnySettings], run: Callable[[AnySettings], int]) -> Callable[..., None]:

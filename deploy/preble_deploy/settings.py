@@ -5,6 +5,7 @@ The command line, the PREBLE_* variables and the YAML keys are made from these c
 configurations that the router and the worker take.
 """
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -166,9 +167,9 @@ class RouterOptions(ProcessSettings):
     worker_ca: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = Field(
         None, description="PEM file that signed the workers' certificates; uses TLS towards them."
     )
-    router_id: Annotated[str, Flag(metavar="NAME", panel=OPERATION)] = Field(
-        "router", description="Name of this router in logs and metrics."
-    )
+    router_id: Annotated[
+        str, Flag(metavar="NAME", panel=OPERATION, default="host name and --grpc-port")
+    ] = Field("", description="Name of this router, unique among those that share workers.")
 
     @property
     def effective_grpc_port(self) -> int:
@@ -185,7 +186,7 @@ class RouterOptions(ProcessSettings):
             host=self.host,
             port=self.port,
             grpc_port=self.effective_grpc_port,
-            router_id=self.router_id,
+            router_id=self.router_id or f"{socket.gethostname()}:{self.effective_grpc_port}",
             workers=self.worker_urls,
             policy=self.policy,
             page_tokens=self.page_size,
@@ -284,7 +285,7 @@ class WorkerSettings(EngineOptions):
     )
     advertise: Annotated[
         str, Flag(metavar="HOST:PORT", panel=LISTENING, default="--host and --port")
-    ] = Field("", description="Address by which routers reach this worker.")
+    ] = Field("", description="Address by which routers reach this worker, if it is another.")
     router: Annotated[Addresses, Flag(metavar="HOST:PORT", panel=CLUSTER)] = Field(
         (),
         description="gRPC addresses of routers to announce itself to whenever they are not "
@@ -299,14 +300,6 @@ class WorkerSettings(EngineOptions):
     router_ca: Annotated[Path | None, Flag(metavar="FILE", panel=SECURITY, default="none")] = Field(
         None, description="PEM file that signed the routers' certificates; uses TLS towards them."
     )
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if self.host in WILDCARDS and not self.advertise and self.router:
-            raise ValueError(
-                f"--host is {self.host!r}, which no router can dial; give --advertise HOST:PORT"
-            )
-        return self
 
     def config_of(self, model_path: Path) -> WorkerConfig:
         """The configuration of this worker."""
