@@ -53,22 +53,22 @@ bench: $(READY)  ## Print the figures of every part beside their targets or base
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 fuzz: $(READY)  ## Hold the prefix tree against brute force for FUZZ_OPERATIONS=1000000.
-	$(BIN)/python tests/fuzz/fuzz_prefix_tree.py --operations $(FUZZ_OPERATIONS)
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_prefix_tree.py --operations $(FUZZ_OPERATIONS)
 
 show-chat: $(READY)  ## Show 1: a streaming chat of the openai client through a fresh cluster.
-	$(BIN)/python tests/shows/chat.py
+	PYTHONPATH=tests $(BIN)/python tests/shows/chat.py
 
 show-trace: $(READY)  ## Show 2: 300 requests of a real trace on 4 torch workers, two policies.
-	$(BIN)/python tests/shows/trace.py
+	PYTHONPATH=tests $(BIN)/python tests/shows/trace.py
 
 show-worker-killed: $(READY)  ## Show 3: kill -9 of one of 4 workers with 48 streams in flight.
-	$(BIN)/python tests/shows/worker_killed.py
+	PYTHONPATH=tests $(BIN)/python tests/shows/worker_killed.py
 
 show-router-restart: $(READY)  ## Show 4: kill -9 of the router; the next one comes back warm.
-	$(BIN)/python tests/shows/router_restart.py
+	PYTHONPATH=tests $(BIN)/python tests/shows/router_restart.py
 
 show-ray: $(READY)  ## Show 5: the same cluster and replay on Ray.
-	$(BIN)/python tests/shows/ray_cluster.py
+	PYTHONPATH=tests $(BIN)/python tests/shows/ray_cluster.py
 
 clean:  ## Remove the virtual environment and everything that was built.
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

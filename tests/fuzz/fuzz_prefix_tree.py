@@ -2,9 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.progress import track
 from tree_model import random_walk
