@@ -1,0 +1,282 @@
+"""A pretend engine with a real memory, and a driver for `LocalScheduler`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from preble.events import CacheEvents, Evicted
+from preble.page_keys import KEY_BYTES, key_sum, pack_tokens, unpack_tokens
+from preble.types import FinishReason, RequestOutput, SamplingParams, WorkerRequest
+from preble_worker.batch import Batch
+from preble_worker.config import SchedulerConfig
+from preble_worker.outputs import StepOutputs
+from preble_worker.scheduler import LocalScheduler
+
+VOCAB = 50
+
+
+def next_token(context: npt.NDArray[np.integer], seed: int, position: int) -> int:
+    """The token that the pretend model draws after `context`, and nothing else decides."""
+    digest = xxhash.xxh3_64_intdigest(pack_tokens(context), seed=seed)
+    return xxhash.xxh3_64_intdigest(digest.to_bytes(8, "little"), seed=position) % VOCAB
+
+
+class FakeEngine:
+    """Computes nothing, but remembers which token and position each place of each page holds.
+
+    It reads a request's context back through the page table, as attention would, so that any
+    wrong page, stale place or lost token changes what is drawn.
+
+    Attributes:
+        num_prefill_tokens, num_decode_tokens: computed so far.
+    """
+
+    def __init__(self, num_pages: int, page_tokens: int) -> None:
+        self.page_tokens = page_tokens
+        self.num_prefill_tokens = 0
+        self.num_decode_tokens = 0
+        self._token = np.full(num_pages * page_tokens, -1, dtype=np.int64)
+        self._position = np.full(num_pages * page_tokens, -1, dtype=np.int64)
+
+    def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        self._check_shape(batch)
+        inputs = np.concatenate(
+            [batch.tables.last_token[batch.slots[: batch.num_decodes]], batch.prefill_tokens]
+        )
+        self.num_decode_tokens += batch.num_decodes
+        self.num_prefill_tokens += len(batch.prefill_tokens)
+        ends = np.cumsum(batch.counts)
+        for row in range(len(batch.slots)):  # All rows write before any reads.
+            places = self._places(batch, row)[batch.starts[row] :]
+            self._token[places] = inputs[ends[row] - batch.counts[row] : ends[row]]
+            self._position[places] = np.arange(batch.counts[row]) + batch.starts[row]
+        drawn = [self._draw(batch, row) for row in np.flatnonzero(batch.samples)]
+        return np.array(drawn, dtype=np.int64)
+
+    def _places(self, batch: Batch, row: int) -> npt.NDArray[np.int64]:
+        """Where the tokens of a row's request lie, up to and with its new ones."""
+        positions = np.arange(batch.starts[row] + batch.counts[row])
+        pages = batch.tables.pages[batch.slots[row]][positions // self.page_tokens]
+        return pages.astype(np.int64) * self.page_tokens + positions % self.page_tokens
+
+    def _draw(self, batch: Batch, row: int) -> int:
+        places = self._places(batch, row)
+        assert np.array_equal(self._position[places], np.arange(len(places)))
+        slot = batch.slots[row]
+        position = int(batch.tables.output_position[slot])
+        return next_token(self._token[places], int(batch.tables.seed[slot]), position)
+
+    def _check_shape(self, batch: Batch) -> None:
+        num_rows, num_decodes = len(batch.slots), batch.num_decodes
+        assert len(set(batch.slots.tolist())) == num_rows
+        assert len(batch.starts) == len(batch.counts) == len(batch.samples) == num_rows
+        assert (batch.counts >= 1).all() and (batch.counts[:num_decodes] == 1).all()
+        assert batch.samples[:num_decodes].all()
+        assert len(batch.prefill_tokens) == batch.counts[num_decodes:].sum()
+        assert batch.context_tokens == batch.starts[:num_decodes].sum()
+
+
+class StubEngine:
+    """Draws token 7 for every row: what remains is the scheduler's own time."""
+
+    def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        return np.full(int(batch.samples.sum()), 7, dtype=np.int64)
+
+
+def expected_tokens(request: WorkerRequest, config: SchedulerConfig) -> list[int]:
+    """The whole remaining output of `request`, computed with no scheduler at all."""
+    sampling = request.sampling
+    stops = set(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        stops |= set(config.eos_token_ids)
+    context = unpack_tokens(request.tokens).tolist()
+    output: list[int] = []
+    for position in range(request.num_delivered, sampling.max_tokens):
+        token = next_token(np.array(context), sampling.seed, position)
+        output.append(token)
+        context.append(token)
+        if token in stops:
+            break
+    return output
+
+
+def make_config(**options: object) -> SchedulerConfig:
+    """Small numbers, so that everything is scarce."""
+    defaults: dict[str, object] = {
+        "num_pages": 64,
+        "page_tokens": 4,
+        "max_batch_tokens": 32,
+        "max_sequences": 8,
+        "context_tokens": 128,
+    }
+    return SchedulerConfig(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+def make_request(
+    request_id: str,
+    prompt: Sequence[int],
+    max_tokens: int = 4,
+    *,
+    seed: int = 0,
+    ignore_eos: bool = False,
+    stop_token_ids: tuple[int, ...] = (),
+    **fields: object,
+) -> WorkerRequest:
+    """A request from plain token ids."""
+    sampling = SamplingParams(
+        max_tokens=max_tokens, seed=seed, ignore_eos=ignore_eos, stop_token_ids=stop_token_ids
+    )
+    return WorkerRequest(
+        request_id=request_id,
+        tokens=pack_tokens(list(prompt)),
+        sampling=sampling,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Received:
+    """What a router would know of one attempt."""
+
+    next_position: int
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    cached_tokens: int | None = None
+    error: str = ""
+
+
+class CacheView:
+    """The pages a worker holds, as a set of key paths, from its events alone."""
+
+    def __init__(self, paths: Iterable[bytes] = (), *, seq: int = 0) -> None:
+        self.seq = seq
+        self.pages: set[bytes] = set()
+        for path in paths:
+            self._store(path)
+
+    def apply(self, batch: CacheEvents) -> None:
+        assert batch.seq == self.seq + 1
+        self.seq = batch.seq
+        for event in batch.events:
+            if isinstance(event, Evicted):
+                self._evict(event.path, event.keep)
+            else:
+                self._store(event.path)
+
+    @property
+    def key_sum(self) -> int:
+        return key_sum(b"".join(page[-KEY_BYTES:] for page in self.pages))
+
+    def _store(self, path: bytes) -> None:
+        assert path and len(path) % KEY_BYTES == 0
+        ends = range(KEY_BYTES, len(path) + 1, KEY_BYTES)
+        self.pages.update(path[:end] for end in ends)
+
+    def _evict(self, path: bytes, keep: int) -> None:
+        first_gone = path[: (keep + 1) * KEY_BYTES]
+        assert len(first_gone) == (keep + 1) * KEY_BYTES
+        assert path in self.pages
+        self.pages = {page for page in self.pages if not page.startswith(first_gone)}
+
+
+class Worker:
+    """A scheduler, a pretend engine, and everything that came out, checked as it comes.
+
+    Each step takes one second unless told otherwise.
+    """
+
+    def __init__(self, *, step_seconds: float = 1.0, **options: object) -> None:
+        self.config = make_config(**options)
+        self.scheduler = LocalScheduler(self.config, epoch=1)
+        self.engine = FakeEngine(self.config.num_pages, self.config.page_tokens)
+        self.view = CacheView()
+        self.now = 0.0
+        self.step_seconds = step_seconds
+        self.requests: dict[tuple[str, int], WorkerRequest] = {}
+        self.received: dict[tuple[str, int], Received] = {}
+        self.batches: list[Batch] = []
+
+    def add(self, *requests: WorkerRequest) -> None:
+        for request in requests:
+            key = request.request_id, request.attempt
+            self.requests[key] = request
+            self.received[key] = Received(request.num_delivered)
+            self.scheduler.add(request, now=self.now)
+
+    def submit(self, request_id: str, prompt: Sequence[int], **fields: object) -> None:
+        """`add` with `make_request`."""
+        self.add(make_request(request_id, prompt, **fields))  # type: ignore[arg-type]
+
+    def step(self) -> Batch | None:
+        """One turn of the main loop."""
+        batch = self.schedule()
+        if batch is None:
+            self.take(self.scheduler.flush())
+        else:
+            self.complete(batch)
+        self.check()
+        return batch
+
+    def schedule(self) -> Batch | None:
+        batch = self.scheduler.schedule(now=self.now)
+        if batch is not None:
+            assert batch.counts.sum() <= self.config.max_batch_tokens
+            self.batches.append(batch)
+        return batch
+
+    def complete(self, batch: Batch) -> None:
+        tokens = self.engine.run(batch)
+        self.now += self.step_seconds
+        self.take(self.scheduler.complete(batch, tokens, now=self.now))
+
+    def run(self, *, max_steps: int = 5000) -> None:
+        """Step until nothing is live."""
+        for _ in range(max_steps):
+            if not self.scheduler.num_live:
+                self.take(self.scheduler.flush())
+                return
+            assert self.step() is not None or not self.scheduler.num_live, "stuck with work left"
+        raise AssertionError(f"not done after {max_steps} steps")
+
+    def take(self, outputs: StepOutputs) -> None:
+        """Receive a step's outputs as a router would."""
+        for output in outputs.outputs:
+            self._receive(output)
+        if outputs.cache is not None:
+            self.view.apply(outputs.cache)
+        load = self.scheduler.load()
+        assert (load.tree_pages, load.tree_key_sum) == (len(self.view.pages), self.view.key_sum)
+
+    def _receive(self, output: RequestOutput) -> None:
+        received = self.received[output.request_id, output.attempt]
+        assert received.finish_reason is None, f"{output} came after the end"
+        assert output.position == received.next_position, f"{output} lost or repeated a token"
+        tokens = unpack_tokens(output.tokens).tolist()
+        received.tokens += tokens
+        received.next_position += len(tokens)
+        received.finish_reason = output.finish_reason
+        received.error = output.error
+        if received.tokens:
+            assert output.cached_tokens is not None
+            assert received.cached_tokens in (None, output.cached_tokens)
+        received.cached_tokens = output.cached_tokens
+
+    def check(self) -> None:
+        self.scheduler.check()
+        snapshot = self.scheduler.snapshot()
+        assert snapshot.seq == self.view.seq
+        assert CacheView(snapshot.paths).pages == self.view.pages
+
+    def output(self, request_id: str, attempt: int = 1) -> Received:
+        return self.received[request_id, attempt]
+
+    def assert_complete(self) -> None:
+        """Every request ended, once, with exactly the tokens that the model alone would draw."""
+        for key, request in self.requests.items():
+            received = self.received[key]
+            expected = expected_tokens(request, self.config)
+            assert received.finish_reason in (FinishReason.STOP, FinishReason.LENGTH), key
+            assert received.tokens == expected, key

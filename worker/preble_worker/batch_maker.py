@@ -1,0 +1,72 @@
+"""From the scheduler's choice to the arrays that an engine takes."""
+
+from collections.abc import Sequence as Listing
+
+import numpy as np
+import numpy.typing as npt
+
+from preble.page_keys import TOKEN_BYTES, unpack_tokens
+from preble_worker.batch import Batch, SlotTables
+from preble_worker.decodes import DecodeRows
+from preble_worker.sequence import Sequence
+
+_NO_TOKENS = np.zeros(0, dtype=np.int64)
+
+
+class BatchMaker:
+    """Numbers the batches and notices when their composition changes.
+
+    Attributes:
+        step: of the last batch.
+    """
+
+    def __init__(self, tables: SlotTables) -> None:
+        self.step = 0
+        self._tables = tables
+        self._composition = 0
+        self._last_slots: npt.NDArray[np.int64] = _NO_TOKENS
+
+    def make(self, decodes: DecodeRows, chunks: Listing[Sequence], *, pages_changed: bool) -> Batch:
+        """The decodes with one token each, then the chunk of each of `chunks`."""
+        slots, starts = decodes.slots, decodes.starts()
+        num_decodes = len(slots)
+        counts = np.ones(num_decodes + len(chunks), dtype=np.int64)
+        samples = np.ones(num_decodes + len(chunks), dtype=np.bool_)
+        inputs = _NO_TOKENS
+        attention = 0.0
+        if chunks:
+            slots = _joined(slots, [s.slot for s in chunks])
+            starts = _joined(starts, [s.num_computed for s in chunks])
+            counts[num_decodes:] = [s.chunk for s in chunks]
+            samples[num_decodes:] = [s.chunk == s.num_missing for s in chunks]
+            inputs = np.concatenate([_chunk_tokens(s) for s in chunks], dtype=np.int64)
+            attention = sum(s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks)
+        if pages_changed or not self._are_last(slots):
+            self._composition += 1
+        self._last_slots = slots
+        self.step += 1
+        return Batch(
+            step=self.step,
+            slots=slots,
+            starts=starts,
+            counts=counts,
+            samples=samples,
+            num_decodes=num_decodes,
+            prefill_tokens=inputs,
+            tables=self._tables,
+            context_tokens=decodes.context_tokens,
+            attention=attention,
+            composition=self._composition,
+        )
+
+    def _are_last(self, slots: npt.NDArray[np.int64]) -> bool:
+        return slots is self._last_slots or np.array_equal(slots, self._last_slots)
+
+
+def _joined(decodes: npt.NDArray[np.int64], chunks: list[int]) -> npt.NDArray[np.int64]:
+    return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
+
+
+def _chunk_tokens(sequence: Sequence) -> npt.NDArray[np.uint32]:
+    start = sequence.num_computed * TOKEN_BYTES
+    return unpack_tokens(sequence.tokens[start : start + sequence.chunk * TOKEN_BYTES])

@@ -1,0 +1,181 @@
+"""The decoding requests, as columns.
+
+A decode step changes the same few numbers of every request, so they are kept in arrays and a step
+is a dozen array operations; only what happens to single requests (an end, a new page, a full tail)
+is done one by one.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from preble.page_keys import TOKEN_DTYPE
+from preble_worker.batch import SlotTables
+from preble_worker.outputs import TokenColumns
+from preble_worker.page_cache import PageArray
+from preble_worker.sequence import Sequence, Stage
+
+TAIL_TOKENS = 64
+"""Newest tokens of a request that are kept in an array before they join its bytes."""
+
+Rows = npt.NDArray[np.intp]
+Slots = npt.NDArray[np.int64]
+
+
+class DecodeRows:
+    """Decoding requests, row by row as they stand at the front of a batch.
+
+    While a request is here its `num_computed`, `num_output` and `generated` are behind the arrays,
+    and `remove` brings them up to date.
+
+    Attributes:
+        sequences: one per row.
+        context_tokens: tokens with KV, all rows together.
+    """
+
+    def __init__(
+        self, tables: SlotTables, *, page_tokens: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        num_slots = len(tables.last_token)
+        self._tables = tables
+        self._page_tokens = page_tokens
+        self._eos_token_ids = eos_token_ids
+        self._num_computed = np.zeros(num_slots, dtype=np.int64)
+        self._capacity = np.zeros(num_slots, dtype=np.int64)
+        self._max_tokens = np.zeros(num_slots, dtype=np.int64)
+        self._obeys_eos = np.zeros(num_slots, dtype=np.bool_)
+        self._tail = np.zeros((num_slots, TAIL_TOKENS), dtype=TOKEN_DTYPE)
+        self.sequences: list[Sequence] = []
+        self.context_tokens = 0
+        self._is_stale = True
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def slots(self) -> Slots:
+        """The slot of each row; a new array whenever the rows changed."""
+        if self._is_stale:
+            self._refresh()
+        return self._slots
+
+    def add(self, sequence: Sequence, token: int) -> None:
+        """`sequence` has computed its prompt and drawn `token`."""
+        slot = sequence.slot
+        self._num_computed[slot] = sequence.num_computed
+        self._capacity[slot] = sequence.num_pages * self._page_tokens
+        self._max_tokens[slot] = sequence.sampling.max_tokens
+        self._obeys_eos[slot] = not sequence.sampling.ignore_eos
+        self._tail[slot, sequence.num_output % TAIL_TOKENS] = token
+        self._tables.last_token[slot] = token
+        self._tables.output_position[slot] = sequence.num_output + 1
+        if (sequence.num_output + 1) % TAIL_TOKENS == 0:
+            self._move_tail(sequence)
+        sequence.stage = Stage.DECODE
+        self.sequences.append(sequence)
+        self.context_tokens += sequence.num_computed
+        self._is_stale = True
+
+    def remove(self, leaving: list[Sequence]) -> None:
+        """Take sequences out, with their own numbers up to date."""
+        for sequence in leaving:
+            self._settle(sequence)
+            self.context_tokens -= sequence.num_computed
+        gone = set(leaving)
+        self.sequences = [s for s in self.sequences if s not in gone]
+        self._is_stale = True
+
+    def _settle(self, sequence: Sequence) -> None:
+        slot = sequence.slot
+        sequence.num_computed = int(self._num_computed[slot])
+        if sequence.num_output < self._tables.output_position[slot]:
+            self._move_tail(sequence)
+
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Tokens with KV, per row."""
+        return self._num_computed[self.slots]
+
+    def short_of_pages(self) -> Rows:
+        """Rows whose next token lies beyond their last page."""
+        slots = self.slots
+        return np.flatnonzero(self._num_computed[slots] == self._capacity[slots])
+
+    def give_pages(self, rows: Rows, pages: PageArray) -> None:
+        """One page more for each of `rows`."""
+        slots = self.slots[rows]
+        self._tables.pages[slots, self._capacity[slots] // self._page_tokens] = pages
+        self._capacity[slots] += self._page_tokens
+        for row in rows.tolist():
+            self.sequences[row].num_pages += 1
+
+    def advance(self, tokens: npt.NDArray[np.int64]) -> tuple[TokenColumns, list[int]]:
+        """Each row computed one token and drew the next, `tokens`.
+
+        Returns:
+            Columns of all rows, and the rows that end with this token.
+        """
+        slots, tables = self.slots, self._tables
+        positions = tables.output_position[slots]
+        after = positions + 1
+        tables.output_position[slots] = after
+        tables.last_token[slots] = tokens
+        self._num_computed[slots] += 1
+        self.context_tokens += len(slots)
+        columns = np.remainder(positions, TAIL_TOKENS)
+        self._tail[slots, columns] = tokens
+        for row in np.flatnonzero(columns == TAIL_TOKENS - 1).tolist():
+            self._move_tail(self.sequences[row])
+        return self._columns(positions, tokens), self._ended(after, tokens)
+
+    def _columns(
+        self, positions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
+    ) -> TokenColumns:
+        return TokenColumns(
+            self._request_ids,
+            self._attempts,
+            positions,
+            tokens.astype(np.uint32),
+            self._cached_tokens,
+        )
+
+    def _ended(self, num_output: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> list[int]:
+        slots = self._slots
+        ended = num_output >= self._max_tokens[slots]
+        for eos in self._eos_token_ids:
+            is_eos = tokens == eos
+            if is_eos.any():
+                ended |= is_eos & self._obeys_eos[slots]
+        for row in self._rows_with_stop_tokens:
+            if int(tokens[row]) in self.sequences[row].stop_ids:
+                ended[row] = True
+        return np.flatnonzero(ended).tolist() if ended.any() else []
+
+    def _move_tail(self, sequence: Sequence) -> None:
+        """Move the newest tokens to the sequence's bytes; the tail never wraps in between."""
+        num_output = int(self._tables.output_position[sequence.slot])
+        first = sequence.num_output % TAIL_TOKENS
+        newest = self._tail[sequence.slot, first : first + num_output - sequence.num_output]
+        sequence.generated += newest.tobytes()
+        sequence.num_output = num_output
+
+    def _refresh(self) -> None:
+        sequences = self.sequences
+        self._slots = np.array([s.slot for s in sequences], dtype=np.int64)
+        self._request_ids = [s.request_id for s in sequences]
+        self._attempts = [s.attempt for s in sequences]
+        self._cached_tokens = [s.served_from_cache or 0 for s in sequences]
+        self._rows_with_stop_tokens = [
+            row for row, s in enumerate(sequences) if s.sampling.stop_token_ids
+        ]
+        self._is_stale = False
+
+    def check(self) -> None:
+        assert self.context_tokens == int(self._num_computed[self.slots].sum())
+        for sequence in self.sequences:
+            slot = sequence.slot
+            assert sequence.stage is Stage.DECODE
+            assert 0 < self._num_computed[slot] <= self._capacity[slot]
+            assert self._capacity[slot] == sequence.num_pages * self._page_tokens
+            num_output = int(self._tables.output_position[slot])
+            assert self._num_computed[slot] == sequence.num_prompt_tokens + num_output - 1
+            assert num_output < sequence.sampling.max_tokens

@@ -1,0 +1,19 @@
+"""Longest prefix match, as SGLang names it."""
+
+from collections.abc import Iterable, Sequence
+
+from preble_worker.policies.policy import C, Candidate
+
+
+class Lpm:
+    """Most cached tokens first, oldest first among equals.
+
+    It saves the most recomputation, because what is cached is used before it is evicted, and
+    serves requests that share nothing last: the age escape is what bounds their wait.
+    """
+
+    def order(self, candidates: Sequence[C]) -> Iterable[C]:
+        return sorted(candidates, key=lambda candidate: -candidate.cached_tokens)
+
+    def started(self, candidate: Candidate) -> None:
+        pass

@@ -1,0 +1,392 @@
+"""The worker's scheduler: which tokens to compute in the next step, and whose pages to keep.
+
+    waiting ──start──▶ prefill ──last chunk──▶ decode ──▶ ended
+       ▲                  │                      │
+       └────preempt───────┴──────────────────────┘
+
+One step has one budget of tokens. Decodes come first with one token each, then the chunks of
+prompts in the order in which they started, then new requests in the order of the policy.
+
+A request takes the pages of its whole prompt when it starts, and one more whenever a decode fills
+its last. Only the latter can find no page left; then running requests are preempted, newest of the
+lowest priority first, until the others fit. The oldest always fits alone, because a request that
+could outgrow the pool is refused on arrival: so there is no deadlock.
+
+It does not know models, devices, clocks or wires.
+"""
+
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from preble.events import CacheSnapshot
+from preble.page_keys import TOKEN_BYTES
+from preble.types import FinishReason, LoadReport, RequestOutput, WorkerRequest
+from preble_worker.batch import Batch, SlotTables
+from preble_worker.batch_maker import BatchMaker
+from preble_worker.config import SchedulerConfig
+from preble_worker.deadlines import Deadlines
+from preble_worker.decodes import DecodeRows
+from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
+from preble_worker.page_cache import PageCache
+from preble_worker.policies import make_policy
+from preble_worker.prefills import Prefills
+from preble_worker.sequence import Sequence, Stage, newest_of_lowest_priority
+from preble_worker.slots import Slots
+from preble_worker.waiting import WaitingQueue
+
+RETRY_STEPS = 16
+"""While the first in line lacks pages, look for another first one this often."""
+
+__all__ = ["LocalScheduler", "StepOutputs", "TokenColumns"]
+
+
+class LocalScheduler:
+    """Schedules one worker's requests. `schedule` and `complete` alternate; the rest may be
+    called at any moment in between, from the same thread.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, *, epoch: int, tables: SlotTables | None = None
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the policy does not exist.
+        """
+        policy = make_policy(config.policy)
+        max_pages = -(-config.context_tokens // config.page_tokens)
+        self.config = config
+        self.tables = tables or SlotTables(config.max_sequences, max_pages)
+        self._cache = PageCache(
+            config.num_pages, config.page_tokens, epoch=epoch, sharing=config.prefix_caching
+        )
+        self._waiting = WaitingQueue(
+            self._cache, policy, age_escape_seconds=config.age_escape_seconds
+        )
+        self._prefills = Prefills()
+        self._decodes = DecodeRows(
+            self.tables, page_tokens=config.page_tokens, eos_token_ids=config.eos_token_ids
+        )
+        self._deadlines = Deadlines()
+        self._live: dict[str, Sequence] = {}
+        self._slots = Slots(self.tables, self._cache)
+        self._batches = BatchMaker(self.tables)
+        # Each decode takes a token of the budget, so more requests than that could not all run.
+        self._max_running = min(config.max_sequences, config.max_batch_tokens)
+
+        self._under_way: Batch | None = None
+        self._scheduled_at = 0.0
+        self._stopping: list[Sequence] = []
+        self._retry_at_step = 0
+
+        self._others: list[RequestOutput] = []
+        self._digest = (0, 0)
+        self._num_added = 0
+        self._num_preemptions = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._busy_seconds = 0.0
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._waiting) + self._num_running
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to schedule, or to `flush`."""
+        return self.num_live > 0 or bool(self._others) or not self._cache.log.is_empty
+
+    @property
+    def _num_running(self) -> int:
+        return len(self._prefills) + len(self._decodes)
+
+    # What may happen at any moment.
+
+    def add(self, request: WorkerRequest, *, now: float) -> None:
+        """Queue a request; one that can never fit is REFUSED.
+
+        A later attempt replaces a live earlier one of the same id, which ends as CANCELLED; an
+        attempt that is not later than a live one is a duplicate and is dropped.
+        """
+        live = self._live.get(request.request_id)
+        if live is not None and live.end is None:
+            if live.attempt >= request.attempt:
+                return
+            self._stop(live, FinishReason.CANCELLED, now)
+        self._num_added += 1
+        sequence = Sequence(
+            request,
+            order=self._num_added,
+            arrived_at=now,
+            page_bytes=self._cache.page_bytes,
+            eos_token_ids=self.config.eos_token_ids,
+        )
+        if error := sequence.why_never(self.config):
+            self._settle(sequence, FinishReason.REFUSED, error=error)
+        elif sequence.num_output >= sequence.sampling.max_tokens:
+            self._settle(sequence, FinishReason.LENGTH)
+        else:
+            self._live[sequence.request_id] = sequence
+            self._deadlines.add(sequence, num_live=self.num_live)
+            self._waiting.add(sequence)
+            self._retry_at_step = 0
+
+    def cancel(self, request_id: str, *, now: float) -> None:
+        """End a request as CANCELLED; without effect if it is not live.
+
+        If it is in the batch under way, it ends when that is complete, without its token.
+        """
+        sequence = self._live.get(request_id)
+        if sequence is not None:
+            self._stop(sequence, FinishReason.CANCELLED, now)
+
+    def flush(self) -> StepOutputs:
+        """Outputs and cache events that arose outside of a step."""
+        return self._hand_out(NO_TOKENS)
+
+    # The step.
+
+    def schedule(self, *, now: float) -> Batch | None:
+        """The next batch, None if there is nothing to compute.
+
+        Requests whose deadline has passed end as DEADLINE.
+        """
+        assert self._under_way is None, "the previous batch is not complete"
+        for sequence in self._deadlines.passed(now=now):
+            self._stop(sequence, FinishReason.DEADLINE, now)
+        num_preemptions = self._num_preemptions
+        self._grow_decodes(now)
+        budget = self.config.max_batch_tokens - len(self._decodes)
+        for sequence in self._prefills.sequences:
+            if budget:
+                budget -= self._prefills.take(sequence, budget)
+        if self._may_start(budget) and num_preemptions == self._num_preemptions:
+            self._start_waiting(budget, now)
+        if not self._num_running:
+            return None
+        self._scheduled_at = now
+        self._under_way = self._batches.make(
+            self._decodes, self._prefills.chunks, pages_changed=self._slots.pages_changed
+        )
+        self._slots.pages_changed = False
+        return self._under_way
+
+    def complete(self, batch: Batch, tokens: npt.NDArray[np.int64], *, now: float) -> StepOutputs:
+        """Take in what the engine computed: one token per row with samples, in row order."""
+        assert batch is self._under_way and len(tokens) == np.count_nonzero(batch.samples)
+        self._under_way = None
+        self._busy_seconds += now - self._scheduled_at
+        decoded = NO_TOKENS
+        if batch.num_decodes:
+            decoded = self._complete_decodes(tokens[: batch.num_decodes], now)
+        if self._prefills.chunks:
+            self._complete_prefills(tokens[batch.num_decodes :].tolist(), now)
+        self._stopping.clear()
+        return self._hand_out(decoded)
+
+    def fail(self, batch: Batch, *, error: str, now: float) -> StepOutputs:
+        """The engine failed: the requests of `batch` end as ERROR, nothing of it is shared."""
+        assert batch is self._under_way
+        self._under_way = None
+        self._stopping.clear()
+        self._busy_seconds += now - self._scheduled_at
+        for sequence in [*self._decodes.sequences, *self._prefills.chunks]:
+            sequence.chunk = 0
+            self._take_out(sequence, now, share=False)
+            self._settle(sequence, sequence.end or FinishReason.ERROR, error=error)
+        self._prefills.chunks.clear()
+        return self._hand_out(NO_TOKENS)
+
+    # What it says of itself.
+
+    def load(self) -> LoadReport:
+        """How busy the worker is; the tree's digest is that of the last events handed out."""
+        cache = self._cache
+        tree_pages, tree_key_sum = self._digest
+        return LoadReport(
+            num_waiting=len(self._waiting),
+            num_running=self._num_running,
+            waiting_prefill_tokens=self._waiting.num_missing + self._prefills.num_missing,
+            decode_context_tokens=self._decodes.context_tokens,
+            free_pages=cache.num_free,
+            cached_pages=cache.num_tree - cache.num_used,
+            used_pages=cache.num_pages - cache.num_available,
+            tree_pages=tree_pages,
+            tree_key_sum=tree_key_sum,
+            preemptions_total=self._num_preemptions,
+            prompt_tokens_total=self._num_prompt_tokens,
+            cached_tokens_total=self._num_cached_tokens,
+            busy_seconds_total=self._busy_seconds,
+        )
+
+    def snapshot(self) -> CacheSnapshot:
+        """All paths in the cache. Call `flush` first if there may be events not handed out."""
+        return self._cache.snapshot()
+
+    # Inside a step.
+
+    def _grow_decodes(self, now: float) -> None:
+        """See to it that every decode has a page for its next token, by preemption if need be."""
+        short = self._decodes.short_of_pages()
+        while len(short) > self._cache.num_available:
+            running = chain(self._decodes.sequences, self._prefills.sequences)
+            self._preempt(newest_of_lowest_priority(running), now)
+            short = self._decodes.short_of_pages()
+        if len(short):
+            self._decodes.give_pages(short, self._cache.allocate(len(short)))
+
+    def _preempt(self, sequence: Sequence, now: float) -> None:
+        self._take_out(sequence, now, share=True)
+        sequence.requeue()
+        self._waiting.add(sequence)
+        self._num_preemptions += 1
+
+    def _may_start(self, budget: int) -> bool:
+        """Whether looking at the queue can come to anything."""
+        if not budget or not len(self._waiting) or self._num_running >= self._max_running:
+            return False
+        return (
+            self._num_running == 0
+            or self._cache.num_available >= self._slots.wanted_pages
+            or self._batches.step >= self._retry_at_step
+        )
+
+    def _start_waiting(self, budget: int, now: float) -> None:
+        """Start requests in their turn, until one does not fit; nobody overtakes that one."""
+        for sequence in self._waiting.in_turn(now=now):
+            if not budget or self._num_running >= self._max_running:
+                return
+            self._waiting.refresh(sequence)
+            if self._prefills.should_follow(sequence, step=self._batches.step):
+                continue
+            if not self._start(sequence, now):
+                self._retry_at_step = self._batches.step + RETRY_STEPS
+                return
+            budget -= self._prefills.take(sequence, budget)
+
+    def _start(self, sequence: Sequence, now: float) -> bool:
+        """Let `sequence` run; False if there are too few pages."""
+        # A page for the growth of each that runs, lest it is preempted in the next step.
+        if not self._slots.occupy(sequence, spare=self._num_running, now=now):
+            return False
+        self._waiting.start(sequence, now=now)
+        sequence.stage = Stage.PREFILL
+        self._count_start(sequence)
+        self._prefills.add(sequence)
+        return True
+
+    def _count_start(self, sequence: Sequence) -> None:
+        """Only a request's first start counts; after a preemption it hits its own pages."""
+        if sequence.served_from_cache is None:
+            sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_tokens += sequence.served_from_cache
+
+    def _complete_decodes(self, tokens: npt.NDArray[np.int64], now: float) -> TokenColumns:
+        sequences = self._decodes.sequences
+        columns, ended = self._decodes.advance(tokens)
+        if self._stopping:
+            stopped = [sequences.index(s) for s in self._stopping if s.stage is Stage.DECODE]
+            ended = sorted({*ended, *stopped})
+        if not ended:
+            return columns
+        leaving = [sequences[row] for row in ended]
+        self._decodes.remove(leaving)
+        for row, sequence in zip(ended, leaving, strict=True):
+            self._slots.release(sequence, share=True, now=now)
+            self._settle_last(sequence, int(tokens[row]), int(columns.positions[row]))
+        return columns.without(ended)
+
+    def _complete_prefills(self, tokens: list[int], now: float) -> None:
+        drawn = iter(tokens)
+        for sequence in self._prefills.chunks:
+            self._prefills.advance(sequence)
+            token = next(drawn) if sequence.num_missing == 0 else None
+            if sequence.end is not None:
+                self._take_out(sequence, now, share=True)
+                self._settle(sequence, sequence.end)
+                continue
+            self._slots.share(sequence, now=now)
+            if token is None:
+                self._prefills.announce(sequence)
+            else:
+                self._prefills.remove(sequence)
+                self._take_first_token(sequence, token, now)
+        self._prefills.chunks.clear()
+
+    def _take_first_token(self, sequence: Sequence, token: int, now: float) -> None:
+        """The first one since it started, to be exact: it may have been preempted before."""
+        position = sequence.num_output
+        sequence.has_output = True
+        if sequence.reason_to_end(token, position + 1) is not None:
+            self._slots.release(sequence, share=True, now=now)
+            self._settle_last(sequence, token, position)
+            return
+        self._others.append(sequence.output(token.to_bytes(TOKEN_BYTES, "little")))
+        self._decodes.add(sequence, token)
+
+    # Ends.
+
+    def _stop(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        """End a live request now, or when the batch under way with it is complete."""
+        if sequence.end is not None:
+            return
+        if self._under_way and (sequence.stage is Stage.DECODE or sequence.chunk):
+            sequence.end = reason
+            self._stopping.append(sequence)
+            return
+        self._take_out(sequence, now, share=True)
+        self._settle(sequence, reason)
+
+    def _take_out(self, sequence: Sequence, now: float, *, share: bool) -> None:
+        """Remove a request from wherever it is, and its pages with it."""
+        if sequence.stage is Stage.WAITING:
+            self._waiting.remove(sequence)
+            self._retry_at_step = 0
+            return
+        if sequence.stage is Stage.PREFILL:
+            self._prefills.remove(sequence)
+        else:
+            self._decodes.remove([sequence])
+        self._slots.release(sequence, share=share, now=now)
+
+    def _settle_last(self, sequence: Sequence, token: int, position: int) -> None:
+        """The request ends with the step that drew `token`, which is dropped if it was stopped."""
+        sequence.num_output = position
+        if sequence.end is not None:
+            self._settle(sequence, sequence.end)
+            return
+        reason = sequence.reason_to_end(token, position + 1)
+        assert reason is not None
+        self._settle(sequence, reason, tokens=token.to_bytes(TOKEN_BYTES, "little"))
+
+    def _settle(
+        self, sequence: Sequence, reason: FinishReason, *, tokens: bytes = b"", error: str = ""
+    ) -> None:
+        """The one place where requests end."""
+        if self._live.get(sequence.request_id) is sequence:
+            del self._live[sequence.request_id]
+        self._others.append(sequence.output(tokens, reason, error))
+        sequence.finish()
+
+    def _hand_out(self, decoded: TokenColumns) -> StepOutputs:
+        others, self._others = self._others, []
+        cache = self._cache.drain()
+        self._digest = self._cache.num_tree, self._cache.key_sum
+        return StepOutputs(others, cache, decoded)
+
+    def check(self) -> None:
+        """Assert every invariant; cost grows with the cache, for tests."""
+        running = [*self._decodes.sequences, *self._prefills.sequences]
+        waiting = list(self._waiting)
+        self._decodes.check()
+        self._prefills.check()
+        self._waiting.check()
+        self._slots.check(running)
+        live = [s for s in [*running, *waiting] if s.end is None]
+        assert {s.request_id: s for s in live}.items() <= self._live.items()
+        assert all(s.end is not None for s in self._live.values() if s not in live)
+        assert len(running) <= self._max_running
+        assert self._under_way is not None or not (self._stopping or self._prefills.chunks)

@@ -1,0 +1,119 @@
+"""Slots: the table rows and pages of running requests.
+
+a row of `tables.pages` held in common with the tree │ private │ stale
+                         0 ................... num_held ... num_pages
+"""
+
+import numpy as np
+
+from preble_worker.batch import SlotTables
+from preble_worker.page_cache import PageArray, PageCache
+from preble_worker.sequence import Sequence
+
+_MASK = (1 << 64) - 1
+
+
+class Slots:
+    """Gives requests a slot with pages, shares what they compute, and takes both back.
+
+    Attributes:
+        tables: what the engine reads; rows of free slots are stale.
+        pages_changed: pages that the engine has seen stand elsewhere now, or belong to another.
+        wanted_pages: how many would have to be available for the last `occupy` that failed.
+    """
+
+    def __init__(self, tables: SlotTables, cache: PageCache) -> None:
+        self.tables = tables
+        self.pages_changed = False
+        self.wanted_pages = 0
+        self._cache = cache
+        self._free = list(range(len(tables.last_token)))[::-1]
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def occupy(self, sequence: Sequence, *, spare: int, now: float) -> bool:
+        """Give a waiting request a slot and all pages of its tokens, cached ones where possible.
+
+        False, and nothing has changed, if fewer than `spare` pages would stay available.
+        """
+        cache, prefix = self._cache, sequence.prefix
+        assert prefix is not None and prefix.is_current()
+        num_available = cache.num_available
+        node, shared = cache.pin(sequence.path(prefix.num_pages))
+        num_pages = -(-sequence.num_tokens // cache.page_tokens)
+        wanted = num_pages - len(shared) + spare
+        if cache.num_available < wanted:
+            self.wanted_pages = wanted + num_available - cache.num_available
+            cache.unpin(node, now=now)
+            return False
+        cache.hit(node, now=now)
+        sequence.slot = self._free.pop()
+        sequence.node = node
+        sequence.num_held = len(shared)
+        sequence.num_pages = num_pages
+        sequence.num_computed = len(shared) * cache.page_tokens
+        self._write_row(sequence, shared)
+        return True
+
+    def share(self, sequence: Sequence, *, now: float) -> None:
+        """Put the full pages that were computed since the last time into the tree."""
+        num_full = sequence.num_computed // self._cache.page_tokens
+        if num_full <= sequence.num_held or not self._cache.sharing:
+            return
+        assert sequence.node is not None
+        sequence.node, adopted = self._cache.store(
+            sequence.path(num_full),
+            self.tables.pages[sequence.slot, :num_full],
+            pinned=sequence.node,
+            held=sequence.num_held,
+            seed=sequence.seed,
+            now=now,
+        )
+        sequence.num_held = num_full
+        self.pages_changed |= adopted
+
+    def release(self, sequence: Sequence, *, share: bool, now: float) -> None:
+        """Take slot and pages back; with `share`, full computed pages stay in the tree."""
+        if share:
+            self.share(sequence, now=now)
+        assert sequence.node is not None
+        self._cache.free(self.private_pages(sequence))
+        self._cache.unpin(sequence.node, now=now)
+        self._free.append(sequence.slot)
+        sequence.node = None
+
+    def private_pages(self, sequence: Sequence) -> PageArray:
+        """The pages that only `sequence` uses, a view of its row."""
+        row: PageArray = self.tables.pages[sequence.slot, sequence.num_held : sequence.num_pages]
+        return row
+
+    def _write_row(self, sequence: Sequence, shared: PageArray) -> None:
+        tables, slot, sampling = self.tables, sequence.slot, sequence.sampling
+        num_shared, num_pages = len(shared), sequence.num_pages
+        tables.pages[slot, :num_shared] = shared
+        tables.pages[slot, num_shared:num_pages] = self._cache.allocate(num_pages - num_shared)
+        tables.output_position[slot] = sequence.num_output
+        tables.prompt_hash[slot] = sequence.prompt_hash
+        tables.temperature[slot] = sampling.temperature
+        tables.top_p[slot] = sampling.top_p
+        tables.top_k[slot] = sampling.top_k
+        tables.seed[slot] = sampling.seed & _MASK
+        self.pages_changed = True
+
+    def check(self, running: list[Sequence]) -> None:
+        """Assert that `running` and the free slots share the slots out between them."""
+        taken = [sequence.slot for sequence in running]
+        assert sorted([*taken, *self._free]) == list(range(len(self.tables.last_token)))
+        for sequence in running:
+            assert sequence.node is not None
+            held = self._cache.path_pages(sequence.node)
+            row = self.tables.pages[sequence.slot]
+            assert np.array_equal(row[: sequence.num_held], held)
+            assert self.tables.prompt_hash[sequence.slot] == sequence.prompt_hash
+            assert self.tables.seed[sequence.slot] == sequence.sampling.seed & _MASK
+        self._cache.check(
+            private=[self.private_pages(sequence) for sequence in running],
+            pinned=[sequence.node for sequence in running if sequence.node is not None],
+        )

@@ -1,0 +1,88 @@
+"""The requests that wait for a place in a batch, and who is next."""
+
+from collections.abc import Iterator
+from itertools import groupby, islice
+
+from sortedcontainers import SortedDict
+
+from preble_worker.page_cache import PageCache
+from preble_worker.policies import LocalPolicy
+from preble_worker.sequence import Sequence, Stage
+
+WINDOW = 128
+"""Candidates that a policy sees in one step: enough for its choice to matter, and few enough for
+a step to cost the same however long the queue is. The window moves on as its oldest start."""
+
+
+class WaitingQueue:
+    """Waiting requests, higher priority first and oldest first within a priority.
+
+    Attributes:
+        num_missing: tokens that the waiting requests have to compute. What the cache holds of a
+            request is looked up when it arrives and again, if it changed, while the request is
+            in the window.
+    """
+
+    def __init__(self, cache: PageCache, policy: LocalPolicy, *, age_escape_seconds: float) -> None:
+        self._cache = cache
+        self._policy = policy
+        self._age_escape_seconds = age_escape_seconds
+        self._queue: SortedDict = SortedDict()
+        self.num_missing = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._queue.values())
+
+    def add(self, sequence: Sequence) -> None:
+        self._queue[-sequence.priority, sequence.order] = sequence
+        self._look_up(sequence)
+        self.num_missing += sequence.num_missing
+
+    def remove(self, sequence: Sequence) -> None:
+        del self._queue[-sequence.priority, sequence.order]
+        self.num_missing -= sequence.num_missing
+
+    def in_turn(self, *, now: float) -> Iterator[Sequence]:
+        """The window in the order in which to start. Requests may be removed meanwhile.
+
+        Within a priority, whoever waited for `age_escape_seconds` comes first, oldest first;
+        because nobody overtakes a request that lacks pages, theirs are then as good as reserved.
+        """
+        window = list(islice(self._queue.values(), WINDOW))
+        for sequence in window:
+            self.refresh(sequence)
+        for _, group in groupby(window, key=lambda sequence: sequence.priority):
+            same_priority = list(group)
+            num_aged = sum(self._is_aged(sequence, now) for sequence in same_priority)
+            yield from same_priority[:num_aged]
+            yield from self._policy.order(same_priority[num_aged:])
+
+    def start(self, sequence: Sequence, *, now: float) -> None:
+        """Take out a request whose turn it was. Those that jumped the queue by age are no turn."""
+        self.remove(sequence)
+        if not self._is_aged(sequence, now):
+            self._policy.started(sequence)
+
+    def refresh(self, sequence: Sequence) -> None:
+        """Look a waiting request up again if the cache changed where its match ended."""
+        prefix = sequence.prefix
+        if prefix is None or not prefix.is_current():
+            self.num_missing -= sequence.num_missing
+            self._look_up(sequence)
+            self.num_missing += sequence.num_missing
+
+    def _is_aged(self, sequence: Sequence, now: float) -> bool:
+        return now - sequence.arrived_at >= self._age_escape_seconds
+
+    def _look_up(self, sequence: Sequence) -> None:
+        sequence.prefix = self._cache.lookup(sequence.reusable_path())
+        sequence.cached_tokens = sequence.prefix.num_pages * self._cache.page_tokens
+
+    def check(self) -> None:
+        assert self.num_missing == sum(sequence.num_missing for sequence in self)
+        for key, sequence in self._queue.items():
+            assert key == (-sequence.priority, sequence.order)
+            assert sequence.stage is Stage.WAITING and sequence.node is None
