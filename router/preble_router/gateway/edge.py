@@ -17,6 +17,8 @@ from preble_router.validation import check_name
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Served without an API key, for probes and scrapers."""
 
+_POLLED_PATHS = OPEN_PATHS | {"/cluster"}
+
 CANCELLED_STATUS = 499
 
 _MODEL_PREFIX = "/v1/models/"
@@ -102,8 +104,10 @@ class Edge:
         now = time.perf_counter()
         status = record.status or CANCELLED_STATUS
         self._metrics.http_request(record.method, record.route, status, now - record.started_at)
-        if _access_log.isEnabledFor(logging.INFO):
-            _access_log.info(record.line(now=now))
+        # Probes and scrapers ask several times a second; that is no news.
+        level = logging.DEBUG if record.route in _POLLED_PATHS else logging.INFO
+        if _access_log.isEnabledFor(level):
+            _access_log.log(level, record.line(now=now))
 
 
 def _check_request_id(given: str) -> None:
