@@ -50,6 +50,14 @@ class Trace:
         requests = tuple(scaled(request, factor) for request in self.requests)
         return replace(self, requests=requests, factor=self.factor * factor)
 
+    def capped(self, output_tokens: int) -> "Trace":
+        """The same with no output longer than `output_tokens`."""
+        requests = tuple(
+            replace(request, output_tokens=min(request.output_tokens, output_tokens))
+            for request in self.requests
+        )
+        return replace(self, requests=requests)
+
     def fitted(self, context_tokens: int) -> "Trace":
         """The same scaled down, if need be, so that every request fits a model of that context.
 
