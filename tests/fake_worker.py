@@ -115,7 +115,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
         self._extra: list[pb.WorkerMessage] = []
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._breaks = 0
         self._server: grpc.aio.Server | None = None
 
     async def start(self, *, port: int = 0, token: str = "") -> str:
@@ -136,8 +136,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
 
     def break_streams(self) -> None:
         """Every open stream ends; the process lives on."""
-        for task in self._calls:
-            task.cancel()
+        self._breaks += 1
 
     def push(self, message: pb.WorkerMessage) -> None:
         """Send this too, before the next step."""
@@ -146,9 +145,6 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
     async def Link(
         self, requests: AsyncIterator[pb.RouterMessage], context: Any
     ) -> AsyncIterator[pb.WorkerMessage]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._calls.add(task)
         self.num_links += 1
         self.num_links_total += 1
         taken: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
@@ -163,7 +159,6 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
                 yield message
         finally:
             reader.cancel()
-            self._calls.discard(task)
             self.num_links -= 1
             self.running.clear()
 
@@ -196,8 +191,8 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
     async def _turn(
         self, answers: asyncio.Queue[pb.WorkerMessage]
     ) -> AsyncIterator[pb.WorkerMessage]:
-        quiet = 0.0
-        while True:
+        quiet, breaks = 0.0, self._breaks
+        while breaks == self._breaks:
             await asyncio.sleep(self._step_seconds)
             quiet += self._step_seconds
             if self.faults.silent:

@@ -36,13 +36,14 @@ async def cluster(
 ) -> AsyncIterator[Dispatcher]:
     """A dispatcher linked to `workers`; afterwards its books are empty and its tasks gone."""
     before = asyncio.all_tasks()
-    addresses = tuple([worker.address or await worker.start() for worker in workers])
-    config = router_config(workers=addresses, **options)
+    config = router_config(**options)
     scheduler = GlobalScheduler(make_policy("round_robin"), rng=random.Random(1))
     dispatcher = Dispatcher(config, scheduler, takeover_seconds=takeover_seconds)
     dispatcher.open()
     try:
-        await until(lambda: num_ready(dispatcher) == len(workers))
+        for count, worker in enumerate(workers, start=1):  # One by one: their order is fixed.
+            dispatcher.membership.add(worker.address or await worker.start(), static=True)
+            await until(lambda count=count: num_ready(dispatcher) == count)
         yield dispatcher
         scheduler.check()
     finally:
@@ -67,7 +68,7 @@ def num_ready(dispatcher: Dispatcher) -> int:
 async def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
     """Waits for something that must come; the limit is for broken code only."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for is no event
             await asyncio.sleep(0.005)
 
 

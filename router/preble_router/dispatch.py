@@ -236,10 +236,12 @@ class Dispatcher:
     # What the membership tells
 
     def worker_joined(self, session: Session) -> None:
+        """The scheduler learns of it."""
+        self.scheduler.observe(WorkerJoined(session.spec), now=monotonic())
+
+    def worker_ready(self, session: Session) -> None:
         """Requests may go there."""
-        now = monotonic()
-        self.scheduler.observe(WorkerJoined(session.spec), now=now)
-        self.attempts.retry_waiting(now)
+        self.attempts.retry_waiting(monotonic())
 
     def worker_lost(self, session: Session, reason: str) -> None:
         """Its requests go elsewhere."""
@@ -248,8 +250,9 @@ class Dispatcher:
         for generation in broken:
             self.attempts.break_off(generation, now)
         self.scheduler.observe(WorkerLost(session.worker_id), now=now)
-        _log.warning(
-            "worker %s is lost with %d requests: %s", session.worker_id, len(broken), reason
+        level = logging.WARNING if broken else logging.INFO
+        _log.log(
+            level, "lost worker %s with %d requests: %s", session.worker_id, len(broken), reason
         )
         for generation in broken:
             self.attempts.go_on(generation, worker_gone(generation), now)
@@ -341,9 +344,10 @@ class Dispatcher:
         """An idle worker has none of our requests: those it was sent a while ago are lost."""
         for generation in list(session.live.values()):
             if now - generation.placed_at > self.config.silence_seconds:
-                error = worker_gone(generation)
                 self.attempts.cancel_attempt(generation)
-                self.attempts.turn_away(generation, error, now, wait=True)
+                self.attempts.break_off(generation, now)
+                session.renew()  # It may take the request again.
+                self.attempts.go_on(generation, worker_gone(generation), now)
 
 
 def _check_output(generation: Generation, output: pb.RequestOutput) -> None:

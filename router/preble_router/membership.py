@@ -32,7 +32,10 @@ class MembershipListener(Protocol):
     """Whom the membership tells, in the order in which it happened."""
 
     def worker_joined(self, session: Session) -> None:
-        """A worker can be used."""
+        """A worker is linked, what it holds will follow."""
+
+    def worker_ready(self, session: Session) -> None:
+        """Its first snapshot has come."""
 
     def worker_lost(self, session: Session, reason: str) -> None:
         """Its stream is over, or another process took its name."""
@@ -183,17 +186,26 @@ class Membership:
 
     def link_step(self, session: Session, step: pb.StepOutput) -> None:
         """Hands a step on; a silent worker is back with it."""
-        change = session.liveness.heard(next_step_seconds=step.next_step_seconds, now=monotonic())
+        self._hear(session, next_step_seconds=step.next_step_seconds)
+        self._listener.worker_step(session, step)
+
+    def link_snapshot(self, session: Session, snapshot: CacheSnapshot) -> None:
+        """Hands a snapshot on; with the first one the worker can be used."""
+        self._hear(session)
+        self._listener.worker_snapshot(session, snapshot)
+        if not session.known:
+            session.known = True
+            self.count_ready()
+            self._listener.worker_ready(session)
+
+    def _hear(self, session: Session, *, next_step_seconds: float = 0.0) -> None:
+        """The step loop has spoken."""
+        change = session.liveness.heard(next_step_seconds=next_step_seconds, now=monotonic())
         if change is Change.BACK:
             _log.info("worker %s speaks again", session.worker_id)
             session.renew()
             self.count_ready()
             self._listener.worker_speaks(session)
-        self._listener.worker_step(session, step)
-
-    def link_snapshot(self, session: Session, snapshot: CacheSnapshot) -> None:
-        """Hands a snapshot on; it says nothing about the step loop."""
-        self._listener.worker_snapshot(session, snapshot)
 
     def link_down(self, session: Session, reason: str) -> None:
         """The stream is over."""

@@ -22,6 +22,7 @@ class Session:
         serial: unique; renewed when a silent worker speaks again, since an attempt that broke off
             before says nothing about the worker after it.
         live: this router's requests on the worker, by request id.
+        known: its first snapshot has come, so its step loop turns.
         draining: nothing more may be placed on it.
         linked_at: when it said Hello.
         ended: the stream is over or must not be listened to any more.
@@ -35,6 +36,7 @@ class Session:
         "ended",
         "hello",
         "linked_at",
+        "known",
         "live",
         "liveness",
         "load",
@@ -61,6 +63,7 @@ class Session:
         self.liveness = Liveness(silence_seconds, now=now)
         self.load: LoadReport | None = None
         self.linked_at = now
+        self.known = False
         self.draining = False
         self.ended = False
         self._send = send
@@ -73,7 +76,7 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether requests may be placed on it."""
-        return not (self.draining or self.liveness.suspect or self.ended)
+        return self.known and not (self.draining or self.liveness.suspect or self.ended)
 
     def renew(self) -> None:
         """What broke off before counts no longer."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 
+from preble import __version__
 from preble.types import LoadReport, WorkerSpec
 from preble.v1 import cluster_pb2 as pb
 from preble.wire import hello_to_wire, load_to_wire
@@ -78,14 +78,6 @@ class ClusterStatus:
     uptime_seconds: float
 
 
-def preble_version() -> str:
-    """Of the installed package; "unknown" in a bare source tree."""
-    try:
-        return version("preble")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def cluster_status(
     config: RouterConfig,
     membership: Membership,
@@ -104,7 +96,7 @@ def cluster_status(
     tree = scheduler.tree_summary()
     return ClusterStatus(
         router_id=config.router_id,
-        version=preble_version(),
+        version=__version__,
         model=config.model,
         policy=config.policy,
         workers=tuple(sorted(workers, key=lambda w: (w.worker_id, w.address))),
