@@ -264,7 +264,12 @@ class Worker:
             assert received.cached_tokens in (None, output.cached_tokens)
         received.cached_tokens = output.cached_tokens
 
+    def check_after_flush(self) -> None:
+        self.take(self.scheduler.flush())
+        self.check()
+
     def check(self) -> None:
+        """The scheduler's invariants, and that its snapshot is what its events said."""
         self.scheduler.check()
         snapshot = self.scheduler.snapshot()
         assert snapshot.seq == self.view.seq
