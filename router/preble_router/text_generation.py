@@ -82,7 +82,13 @@ class TextGeneration:
         delta = await self._generation.__anext__()
         if delta.cached_tokens is not None:
             self._cached_tokens = delta.cached_tokens
-        return self._searched(delta, self._stops) if self._stops else self._plain(delta)
+        if self._stops is not None:
+            return self._searched(delta, self._stops)
+        if delta.finish_reason is None and len(delta.tokens) == TOKEN_BYTES:  # nearly always
+            self._completion_tokens += 1
+            token_id = int.from_bytes(delta.tokens, "little")
+            return TextDelta(self._decoder.push(token_id), delta.tokens)
+        return self._plain(delta)
 
     def _plain(self, delta: Delta) -> TextDelta:
         self._completion_tokens += num_tokens(delta.tokens)

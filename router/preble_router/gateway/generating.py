@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from preble.errors import PrebleError, RequestCancelled, http_status
-from preble.types import FinishReason
+from preble.types import FinishReason, Usage
 from preble_router.gateway.errors import error_json
 from preble_router.gateway.record import RequestRecord
 from preble_router.gateway.responses import Choice, ResponseEncoder, error_event, total_usage
@@ -77,11 +77,13 @@ class LiveRequest:
         """
         with self:
             started = False
+            stream = _EventEncoding(encoder, len(self._generations))
             try:
                 async with aclosing(self._deltas()) as deltas:
-                    async for event in _encoded(deltas, encoder, len(self._generations)):
-                        started = True
-                        yield event
+                    async for index, delta in deltas:
+                        if event := stream.encode(index, delta):
+                            started = True
+                            yield event
             except Exception as error:
                 if not started:
                     raise
@@ -150,19 +152,28 @@ class LiveRequest:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, already encoded. Watching the client is the business of `events`."""
+    """Server-sent events, already encoded: the first, and then the rest.
+
+    The client is watched by `LiveRequest.events`, so that there is no second task for it here.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
         self, first: bytes, rest: AsyncGenerator[bytes, None], headers: dict[str, str]
     ) -> None:
-        super().__init__(_chained(first, rest), headers=_STREAM_HEADERS | headers)
+        super().__init__(rest, headers=_STREAM_HEADERS | headers)
+        self._first = first
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
-            await self.stream_response(send)
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
+            await send(_part(self._first))
+            async for event in self._rest:
+                await send(_part(event))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 _STREAM_HEADERS = {
@@ -172,33 +183,34 @@ _STREAM_HEADERS = {
 }
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for event in rest:
-        yield event
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-async def _encoded(
-    deltas: AsyncIterator[tuple[int, TextDelta]], encoder: ResponseEncoder, num_choices: int
-) -> AsyncIterator[bytes]:
-    """One piece of the stream per delta that says something; the last one says all the rest."""
-    opened: set[int] = set()
-    usages = []
-    async for index, delta in deltas:
-        event = b""
-        if index not in opened:
-            opened.add(index)
-            event = encoder.opening(index)
-        if delta.text:
-            event += encoder.text(index, delta.text)
-        if delta.finish_reason is not None:
-            assert delta.usage is not None
-            event += encoder.finish(index, delta.finish_reason)
-            usages.append(delta.usage)
-            if len(usages) == num_choices:
-                event += encoder.closing(usages)
-        if event:
-            yield event
+class _EventEncoding:
+    """Deltas of a stream to its events. Those of one delta leave together, the last with all that
+    closes the stream."""
+
+    def __init__(self, encoder: ResponseEncoder, num_choices: int) -> None:
+        self._encoder = encoder
+        self._num_choices = num_choices
+        self._opened: set[int] = set()
+        self._usages: list[Usage] = []
+
+    def encode(self, index: int, delta: TextDelta) -> bytes:
+        """Empty while there is nothing to say."""
+        event = self._encoder.text(index, delta.text) if delta.text else b""
+        if index not in self._opened:
+            self._opened.add(index)
+            event = self._encoder.opening(index) + event
+        if delta.finish_reason is None:
+            return event
+        assert delta.usage is not None
+        self._usages.append(delta.usage)
+        event += self._encoder.finish(index, delta.finish_reason)
+        if len(self._usages) == self._num_choices:
+            event += self._encoder.closing(self._usages)
+        return event
 
 
 async def _interleaved(

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 def check_model(model: str, served: str) -> None:
     """Clients may leave the name out: one model is served."""
     if model not in ("", served):
-        raise ModelNotFound(f"the model {model!r} is not served here; {served!r} is")
+        raise _not_found(model, served)
+
+
+def _not_found(model: str, served: str) -> ModelNotFound:
+    return ModelNotFound(f"the model {model!r} is not served here; {served!r} is")
 
 
 class ModelRoutes:
@@ -53,7 +57,9 @@ class ModelRoutes:
 
     async def model(self, request: Request) -> Response:
         """The one model, by name."""
-        self._check(request.path_params["model"])
+        model = request.path_params["model"]
+        if model != self._config.model:
+            raise _not_found(model, self._config.model)
         return json_response(self._model_object())
 
     def _model_object(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What probes, scrapers and operators ask: `/health`, `/ready`, `/metrics`, `/cluster`, `/version`."""
+"""What probes, scrapers and operators ask: health, readiness, metrics, the cluster's state."""
 
 from typing import TYPE_CHECKING
 

@@ -35,8 +35,9 @@ class RequestRecord:
     error: str = ""
 
     def line(self, *, now: float) -> str:
-        """The log line. What the client chose is quoted, so that it cannot forge lines."""
-        words = [f"{self.method} {self.path!a}", str(self.status), f"id={self.request_id}"]
+        """The log line. What the client chose is escaped, so that it cannot forge lines."""
+        path = ascii(self.path)[1:-1]
+        words = [f"{self.method} {path} {self.status} id={self.request_id}"]
         if self.streamed:
             words.append("stream")
         if self.usage is not None:
