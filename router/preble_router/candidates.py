@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preble_router.cluster_tree import ClusterMatch
-from preble_router.stimuli import RouteRequest
+from preble_router.residence import ClusterMatch
+from preble_router.stimuli import CandidateTerms, RouteRequest
 from preble_router.worker_table import Column, WorkerTable
 
 Slots = npt.NDArray[np.intp]
@@ -41,6 +41,17 @@ class Candidates:
         """The open slots with the least `cost`, ascending."""
         cost = cost + self.barred
         return np.flatnonzero(cost == cost.min())
+
+    def listed(self, terms: dict[str, Column]) -> tuple[CandidateTerms, ...]:
+        """Every open slot as a record, with its element of each of `terms`."""
+        return tuple(
+            CandidateTerms(
+                worker_id=self.table.worker_ids[slot],
+                cached_tokens=int(self.cached_tokens[slot]),
+                terms={name: float(column[slot]) for name, column in terms.items()},
+            )
+            for slot in self.open_slots.tolist()
+        )
 
 
 def draw(slots: Slots, rng: random.Random) -> int:

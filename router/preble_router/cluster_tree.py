@@ -14,68 +14,20 @@ and no scan for dead nodes exists. This file does not know about load, loss or p
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from preble.events import CacheEvent, Evicted, Stored
 from preble.page_keys import KEY_BYTES, key_sum
-from preble.prefix_tree import Match, Node, PrefixTree
+from preble.prefix_tree import PrefixTree
+from preble_router.residence import ClusterMatch, ClusterNode, Residence, check_node, slots_of
 
 KEY_SUM_MASK = (1 << 64) - 1
 _FEW_SLOTS = 8
 """Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
-
-
-class Residence:
-    """What the router knows about the pages of one node.
-
-    Attributes:
-        holders: bit per worker slot that holds all of the node's pages.
-        expected: per slot, how many placed requests will make it hold them.
-        warm: `holders` and the slots of `expected` together; kept because every match reads it.
-        uses: requests placed within the window whose prompt runs through the node's end.
-        pages_key_sum: sum of the node's page keys, None until somebody needs it.
-    """
-
-    __slots__ = ("expected", "holders", "pages_key_sum", "uses", "warm")
-
-    def __init__(self) -> None:
-        self.holders = 0
-        self.expected: dict[int, int] = {}
-        self.warm = 0
-        self.uses = 0
-        self.pages_key_sum: int | None = None
-
-    def __repr__(self) -> str:
-        return f"Residence(holders={self.holders:b}, expected={self.expected}, uses={self.uses})"
-
-    def split(self, num_pages: int) -> Self:
-        upper = type(self)()
-        upper.holders = self.holders
-        upper.expected = self.expected.copy()
-        upper.warm = self.warm
-        upper.uses = self.uses
-        self.pages_key_sum = None
-        return upper
-
-    @property
-    def is_needed(self) -> bool:
-        return bool(self.warm or self.uses)
-
-    def is_same_as(self, other: "Residence") -> bool:
-        """Whether nothing tells the two nodes apart, and no request ends between them."""
-        return (
-            self.holders == other.holders
-            and self.uses == other.uses
-            and self.expected == other.expected
-        )
-
-
-ClusterNode = Node[Residence]
-ClusterMatch = Match[Residence]
 
 
 class ClusterTree:
@@ -107,25 +59,32 @@ class ClusterTree:
         """The longest prefix of `path` that anybody holds, expects or used lately."""
         return self._tree.match(path)
 
-    def warm_pages(self, match: ClusterMatch) -> npt.NDArray[np.float64]:
-        """Pages of the matched path that each slot holds or is expected to hold, shape (slots,)."""
-        pages = np.zeros(len(self._held))
+    def warm_tokens(self, match: ClusterMatch, *, most: int) -> npt.NDArray[np.float64]:
+        """Tokens of the matched path that each slot holds or is expected to hold, shape (slots,).
+
+        None counts for more than `most`.
+        """
+        tokens = np.zeros(len(self._held))
         seen = 0
         if match.partial is not None:
             seen = match.partial.payload.warm
             if seen:
-                _assign(pages, seen, match.num_pages)
+                _assign(tokens, seen, min(match.num_pages * self.page_tokens, most))
         nodes, ends = match.nodes, match.ends
         for i in range(len(nodes) - 1, -1, -1):
             warm = nodes[i].payload.warm
             if warm != seen:
-                _assign(pages, warm & ~seen, ends[i])
+                _assign(tokens, warm & ~seen, min(ends[i] * self.page_tokens, most))
                 seen = warm
-        return pages
+        return tokens
 
     def digest(self, slot: int) -> tuple[int, int]:
         """(pages, sum of page keys) that `slot` holds, to compare with the worker's own."""
         return self._held_pages[slot], self._key_sums[slot]
+
+    def num_tokens(self, node: ClusterNode) -> int:
+        """Prompt tokens that the pages of `node` hold."""
+        return len(node.edge) // KEY_BYTES * self.page_tokens
 
     def held_pages(self, slot: int) -> int:
         return self._held_pages[slot]
@@ -203,6 +162,15 @@ class ClusterTree:
         for node in held:
             self._release(node)
 
+    def apply(self, slot: int, events: Iterable[CacheEvent]) -> None:
+        """Take over what `slot` said of its cache, in order."""
+        for event in events:
+            match event:
+                case Stored():
+                    self.store(slot, event.path)
+                case Evicted():
+                    self.evict(slot, event.path, event.keep)
+
     # What the router does
 
     def place(self, slot: int, path: bytes, match: ClusterMatch, *, now: float) -> ClusterNode:
@@ -266,7 +234,7 @@ class ClusterTree:
         for _, end in self._uses:
             ends[end] = ends.get(end, 0) + 1
         for node in self._tree:
-            _check_node(node, ends.get(node, 0), self._tree.root)
+            check_node(node, ends.get(node, 0), self._tree.root)
             for slot in slots_of(node.payload.holders):
                 held[slot].add(node)
         for slot, nodes in enumerate(held):
@@ -355,37 +323,13 @@ class ClusterTree:
         self._key_sums[slot] &= KEY_SUM_MASK
 
 
-def slots_of(mask: int) -> Iterator[int]:
-    """The set bits of `mask`, lowest first."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
-
-
-def _assign(pages: npt.NDArray[np.float64], mask: int, count: int) -> None:
-    """Set `pages[slot] = count` for every bit of `mask`."""
+def _assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
+    """Set `tokens[slot] = count` for every bit of `mask`."""
     if mask.bit_count() <= _FEW_SLOTS:
-        for slot in slots_of(mask):
-            pages[slot] = count
+        while mask:
+            low = mask & -mask
+            tokens[low.bit_length() - 1] = count
+            mask ^= low
         return
-    bits = np.frombuffer(mask.to_bytes((len(pages) + 7) // 8, "little"), np.uint8)
-    pages[np.unpackbits(bits, count=len(pages), bitorder="little").view(np.bool_)] = count
-
-
-def _check_node(node: ClusterNode, ending: int, root: ClusterNode) -> None:
-    residence = node.payload
-    expected = 0
-    for slot, count in residence.expected.items():
-        assert count > 0
-        expected |= 1 << slot
-    assert residence.warm == residence.holders | expected
-    assert residence.uses == ending + sum(c.payload.uses for c in node.children.values())
-    assert residence.pages_key_sum in (None, key_sum(node.edge))
-    assert node.children or residence.is_needed
-    parent = node.parent
-    assert parent is not None
-    if parent is not root:
-        assert not residence.holders & ~parent.payload.holders
-        for slot, count in residence.expected.items():
-            assert parent.payload.expected.get(slot, 0) >= count
+    bits = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), np.uint8)
+    tokens[np.unpackbits(bits, count=len(tokens), bitorder="little").view(np.bool_)] = count

@@ -6,7 +6,13 @@ from preble.types import WorkerSpec
 from preble_router.cluster_tree import ClusterTree
 from preble_router.event_feed import EventFeed
 from preble_router.load import WorkerLoad
+from preble_router.worker_table import WorkerTable
 from preble_router.worker_view import WorkerView
+
+PRICE_SECONDS = 1.0
+"""How often a worker's eviction price is worked out anew."""
+PRICE_NODES = 16
+"""Of how many nodes it would evict next."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,6 +39,14 @@ class ClusterWorker:
     def is_open(self) -> bool:
         """It may take requests, if need be before its cache is known."""
         return not self.suspended and not self.draining
+
+    def price_eviction(self, tree: ClusterTree, table: WorkerTable, *, now: float) -> None:
+        """Work out anew what the tokens it would evict next are worth, now and then."""
+        if now < self.priced_at + PRICE_SECONDS:
+            return
+        self.priced_at = now
+        share = tree.reuse_share(self.slot, num_nodes=PRICE_NODES)
+        table.price_eviction(self.slot, share * float(table.seconds_per_token[self.slot]))
 
     def view(self, tree: ClusterTree) -> WorkerView:
         load = self.load

@@ -18,53 +18,14 @@ it, time enough to reach the worker; with one router the bound makes a longer la
 """
 
 from collections import deque
-from dataclasses import dataclass
 
 from preble.types import LoadReport, WorkerSpec
-from preble_router.cluster_tree import ClusterNode
+from preble_router.booking import Booking
 
 REPORT_LAG_SECONDS = 0.02
 STEP_MEMORY = 0.95
 """Weight that the past keeps in the speed ratio at each new step."""
 SPEED_RATIO_RANGE = (0.02, 50.0)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Booking:
-    """One live attempt, and what it weighs on its worker.
-
-    Attributes:
-        prefill_tokens: uncached prompt tokens, queued until the first output token.
-        cached_tokens: predicted at placement.
-        path_end: tree node on which the attempt keeps its worker expected, None when it no
-            longer does.
-        expected_until: when that ends in any case.
-        is_decoding: its first token has come.
-        is_unreported: no load report can have counted it yet.
-    """
-
-    request_id: str
-    attempt: int
-    slot: int
-    prompt_tokens: int
-    prefill_tokens: int
-    cached_tokens: int
-    predicted_output_tokens: float
-    placed_at: float
-    expected_until: float
-    path_end: ClusterNode | None
-    output_tokens: int = 0
-    is_decoding: bool = False
-    is_unreported: bool = True
-
-    @property
-    def decode_tokens(self) -> float:
-        """Output tokens still to come; at least 1 while it lives."""
-        return max(self.predicted_output_tokens - self.output_tokens, 1.0)
-
-    @property
-    def context_tokens(self) -> int:
-        return self.prompt_tokens + self.output_tokens
 
 
 class WorkerLoad:
@@ -163,7 +124,7 @@ class WorkerLoad:
         self.queued_tokens += booking.prefill_tokens
         self.context_tokens += booking.prompt_tokens
         self.unreported_tokens += booking.prefill_tokens
-        self.unreported_need += _need(booking)
+        self.unreported_need += booking.need_tokens
         self._unreported.append(booking)
 
     def progress(self, booking: Booking, num_tokens: int) -> None:
@@ -215,7 +176,7 @@ class WorkerLoad:
         if booking.is_unreported:
             booking.is_unreported = False
             self.unreported_tokens -= booking.prefill_tokens
-            self.unreported_need -= _need(booking)
+            self.unreported_need -= booking.need_tokens
 
     def check(self, live: list[Booking]) -> None:
         """Assert that the books are the sum of the `live` attempts on this worker."""
@@ -227,9 +188,5 @@ class WorkerLoad:
         assert self.context_tokens == sum(b.context_tokens for b in live)
         assert abs(self.decode_tokens - sum(b.decode_tokens for b in decoding)) < 1e-3
         assert self.unreported_tokens == sum(b.prefill_tokens for b in unreported)
-        assert abs(self.unreported_need - sum(_need(b) for b in unreported)) < 1e-3
+        assert abs(self.unreported_need - sum(b.need_tokens for b in unreported)) < 1e-3
         assert not {b.request_id for b in unreported} - {b.request_id for b in self._unreported}
-
-
-def _need(booking: Booking) -> float:
-    return booking.prefill_tokens + booking.predicted_output_tokens

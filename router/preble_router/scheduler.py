@@ -9,22 +9,19 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
 from preble.errors import PeerError
-from preble.events import Evicted, Stored
+from preble_router.booking import Booking
 from preble_router.candidates import Candidates
 from preble_router.cluster_tree import ClusterTree
 from preble_router.cluster_worker import ClusterWorker
 from preble_router.event_feed import EventFeed, FeedStep
-from preble_router.load import Booking, WorkerLoad
+from preble_router.load import WorkerLoad
 from preble_router.output_length import OutputLength
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.roster import Roster
 from preble_router.stimuli import (
     Action,
     CacheChanged,
-    CandidateTerms,
     Event,
     Explanation,
     Placement,
@@ -47,9 +44,6 @@ Input = RouteRequest | Event | None
 """What the scheduler was given: a request to place, an event, or None for a tick."""
 Record = Callable[[float, Input | Placement], None]
 
-_PRICE_SECONDS = 1.0
-"""How often a worker's eviction price is worked out anew."""
-_PRICE_NODES = 16
 _SWEEP_SECONDS = 0.25
 """Uses that leave the window are counted off at most so often, and at most so many at a time, so
 that neither many wake-ups nor a long one disturb the shell."""
@@ -108,11 +102,11 @@ class GlobalScheduler:
         former = self._bookings.get(request.request_id)
         if former is not None:
             assert request.attempt > former.attempt
-            self._close(former)
+            self._close(former, now=now)
         candidates = self._candidates(request, now=now)
         choice = self.policy.choose(candidates, self._rng)
-        booking = self._book(candidates, choice.slot)
-        placement = self._placement(candidates, choice, booking.predicted_output_tokens)
+        self._book(candidates, choice.slot)
+        placement = self._placement(candidates, choice)
         if self._record is not None:
             self._record(now, placement)
         return placement
@@ -127,28 +121,17 @@ class GlobalScheduler:
         luck = self._rng.getstate()
         choice = self.policy.choose(candidates, self._rng)
         self._rng.setstate(luck)
-        terms = self.policy.terms(candidates)
         return Explanation(
-            placement=self._placement(candidates, choice, candidates.predicted_output_tokens),
-            candidates=tuple(
-                CandidateTerms(
-                    worker_id=self._table.worker_ids[slot],
-                    cached_tokens=int(candidates.cached_tokens[slot]),
-                    terms={name: float(column[slot]) for name, column in terms.items()},
-                )
-                for slot in candidates.open_slots.tolist()
-            ),
+            placement=self._placement(candidates, choice),
+            candidates=candidates.listed(self.policy.terms(candidates)),
         )
 
     def _candidates(self, request: RouteRequest, *, now: float) -> Candidates:
         open_slots, barred = self._roster.open_to(request)
         match = self._tree.match(request.page_keys)
-        cached = self._tree.warm_pages(match)
-        cached *= self.page_tokens
         # A worker computes at least the page with the last prompt token.
-        most = (request.num_tokens - 1) // self.page_tokens * self.page_tokens
-        if match.num_pages * self.page_tokens > most:
-            np.minimum(cached, max(most, 0), out=cached)
+        most = max(request.num_tokens - 1, 0) // self.page_tokens * self.page_tokens
+        cached = self._tree.warm_tokens(match, most=most)
         return Candidates(
             request=request,
             now=now,
@@ -161,7 +144,7 @@ class GlobalScheduler:
             predicted_output_tokens=self._output_length.predict(request.max_tokens),
         )
 
-    def _book(self, candidates: Candidates, slot: int) -> Booking:
+    def _book(self, candidates: Candidates, slot: int) -> None:
         request, now = candidates.request, candidates.now
         worker = self._roster.at(slot)
         path_end = self._tree.place(slot, request.page_keys, candidates.match, now=now)
@@ -185,17 +168,14 @@ class GlobalScheduler:
         self._mean_prompt += 0.01 * (request.num_tokens - self._mean_prompt)
         self._publish(worker)
         self.policy.placed(candidates, booking, path_end)
-        return booking
 
-    def _placement(
-        self, candidates: Candidates, choice: Choice, predicted_output_tokens: float
-    ) -> Placement:
+    def _placement(self, candidates: Candidates, choice: Choice) -> Placement:
         return Placement(
             request_id=candidates.request.request_id,
             attempt=candidates.request.attempt,
             worker_id=self._table.worker_ids[choice.slot],
             cached_tokens=int(candidates.cached_tokens[choice.slot]),
-            predicted_output_tokens=predicted_output_tokens,
+            predicted_output_tokens=candidates.predicted_output_tokens,
             reason=choice.reason,
         )
 
@@ -222,7 +202,7 @@ class GlobalScheduler:
             case RequestFailed():
                 booking = self._booking(event.request_id, event.attempt)
                 if booking is not None:
-                    self._close(booking)
+                    self._close(booking, now=now)
             case SnapshotReceived():
                 worker = self._roster.get(event.worker_id)
                 if worker is not None:
@@ -231,7 +211,7 @@ class GlobalScheduler:
             case WorkerJoined():
                 self._join(event, now=now)
             case WorkerLost():
-                self._lose(event.worker_id)
+                self._lose(event.worker_id, now=now)
             case WorkerSuspended():
                 self._roster.suspend(event.worker_id, suspended=event.suspended)
             case WorkerDrained():
@@ -244,7 +224,7 @@ class GlobalScheduler:
                 f"worker {spec.worker_id} has pages of {spec.page_tokens} tokens, "
                 f"this router of {self.page_tokens}"
             )
-        self._lose(spec.worker_id)
+        self._lose(spec.worker_id, now=now)
         slot = self._roster.free_slot()
         if slot is None:
             slot = self._tree.add_slot()
@@ -255,14 +235,14 @@ class GlobalScheduler:
         self._roster.join(worker)
         self._asking[spec.worker_id] = worker
         self._publish(worker)
-        self.policy.joined(slot)
+        self.policy.joined(slot, spec)
 
-    def _lose(self, worker_id: str) -> None:
+    def _lose(self, worker_id: str, *, now: float) -> None:
         worker = self._roster.get(worker_id)
         if worker is None:
             return
         for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
-            self._close(booking)
+            self._close(booking, now=now)
         self._tree.forget(worker.slot)
         self._asking.pop(worker_id, None)
         self._roster.leave(worker)
@@ -276,12 +256,7 @@ class GlobalScheduler:
             for path in step.snapshot.paths:
                 tree.store(slot, path)
         for batch in step.batches:
-            for event in batch.events:
-                match event:
-                    case Stored():
-                        tree.store(slot, event.path)
-                    case Evicted():
-                        tree.evict(slot, event.path, event.keep)
+            tree.apply(slot, batch.events)
         self._note_sync(worker)
         if step.forget or step.snapshot is not None:
             self._roster.reopen()
@@ -304,7 +279,7 @@ class GlobalScheduler:
             observed_seconds=report.step_seconds, predicted_seconds=report.predicted_step_seconds
         )
         worker.load.receive_report(report.load, now=now)
-        self._price_eviction(worker, now=now)
+        worker.price_eviction(self._tree, self._table, now=now)
         self._publish(worker)
         if worker.feed.is_synced:
             said = (report.load.tree_pages, report.load.tree_key_sum)
@@ -330,21 +305,21 @@ class GlobalScheduler:
         if booking is None:
             return
         self._output_length.observe(event.output_tokens)
-        self.policy.finished(booking, output_tokens=event.output_tokens, now=now)
-        self._close(booking)
+        self._close(booking, now=now, output_tokens=event.output_tokens)
 
     def _booking(self, request_id: str, attempt: int) -> Booking | None:
         """The live booking of exactly this attempt."""
         booking = self._bookings.get(request_id)
         return booking if booking is not None and booking.attempt == attempt else None
 
-    def _close(self, booking: Booking) -> None:
+    def _close(self, booking: Booking, *, now: float, output_tokens: int | None = None) -> None:
         """Take a live booking off: the only place where one ends."""
         del self._bookings[booking.request_id]
         self._withdraw(booking)
         worker = self._roster.at(booking.slot)
         worker.load.close(booking)
         self._publish(worker)
+        self.policy.closed(booking, output_tokens=output_tokens, now=now)
 
     def _withdraw(self, booking: Booking) -> None:
         if booking.path_end is not None:
@@ -361,15 +336,6 @@ class GlobalScheduler:
             mean_output=self._output_length.mean,
             mean_prompt=self._mean_prompt,
         )
-
-    def _price_eviction(self, worker: ClusterWorker, *, now: float) -> None:
-        """Work out anew what the tokens `worker` would evict next are worth, now and then."""
-        if now < worker.priced_at + _PRICE_SECONDS:
-            return
-        worker.priced_at = now
-        slot = worker.slot
-        share = self._tree.reuse_share(slot, num_nodes=_PRICE_NODES)
-        self._table.eviction_price[slot] = share * self._table.seconds_per_token[slot]
 
     # Time
 

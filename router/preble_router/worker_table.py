@@ -20,13 +20,10 @@ _COLUMNS = (
     "wait_seconds",
     "seconds_per_token",
     "seconds_per_pair",
-    "step_seconds",
-    "step_growth",
-    "step_growth_per_context",
+    "decode_seconds",
+    "decode_seconds_per_context",
     "free_tokens",
     "available_tokens",
-    "capacity_tokens",
-    "context_limit",
     "eviction_price",
 )
 
@@ -36,15 +33,17 @@ class WorkerTable:
 
     Attributes:
         worker_ids: "" for a slot nobody has now.
+        has_prices: some eviction price is not 0.
         prefill_tokens: uncached prompt tokens that the worker has yet to compute.
         outstanding_tokens: those, and the output tokens still to come.
         num_requests: live ones. num_decoding: of them, past their first token.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
         seconds_per_pair: per prompt token and token before it (attention).
-        step_seconds: a decode step with one request more than are live.
-        step_growth, step_growth_per_context: what a decode, and each token of its context, adds
-            to a step.
+        decode_seconds: what one more output token costs: a step with one request more than are
+            live, and half of what that request adds to every other's step (they run beside it
+            for a part of its life only).
+        decode_seconds_per_context: of the latter, per token of the request's context.
         free_tokens, available_tokens: KV that a new request can have without evicting, and with.
         eviction_price: expected seconds to recompute, per token evicted next.
     """
@@ -56,19 +55,23 @@ class WorkerTable:
     wait_seconds: Column
     seconds_per_token: Column
     seconds_per_pair: Column
-    step_seconds: Column
-    step_growth: Column
-    step_growth_per_context: Column
+    decode_seconds: Column
+    decode_seconds_per_context: Column
     free_tokens: Column
     available_tokens: Column
-    capacity_tokens: Column
-    context_limit: Column
     eviction_price: Column
 
     def __init__(self) -> None:
         self.worker_ids: list[str] = []
+        self.has_prices = False
         for name in _COLUMNS:
             setattr(self, name, np.zeros(0))
+
+    def price_eviction(self, slot: int, price: float) -> None:
+        """`slot` would lose `price` seconds of later work per token it evicts next."""
+        if price != self.eviction_price[slot]:
+            self.eviction_price[slot] = price
+            self.has_prices = bool(self.eviction_price.any())
 
     @property
     def num_slots(self) -> int:
@@ -125,8 +128,7 @@ class WorkerTable:
         self.wait_seconds[slot] = wait
         self.seconds_per_token[slot] = per_token
         self.seconds_per_pair[slot] = per_pair
-        self.step_seconds[slot] = decode_step
-        self.step_growth[slot] = growth
-        self.step_growth_per_context[slot] = growth_per_context
+        self.decode_seconds[slot] = decode_step + 0.5 * requests * growth
+        self.decode_seconds_per_context[slot] = 0.5 * requests * growth_per_context
         self.free_tokens[slot] = load.free_tokens
         self.available_tokens[slot] = load.available_tokens

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from preble.errors import ConfigError
+from preble_router.policies.e2 import E2
 from preble_router.policies.least_loaded import LeastLoaded
 from preble_router.policies.longest_prefix import LongestPrefix
 from preble_router.policies.policy import Choice, RoutingPolicy
@@ -15,7 +16,7 @@ __all__ = ["POLICY_NAMES", "Choice", "RoutingPolicy", "make_policy"]
 
 _POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
     policy.name: policy
-    for policy in (RoundRobin, RandomChoice, LeastLoaded, PowerOfTwo, LongestPrefix, Preble)
+    for policy in (RoundRobin, RandomChoice, LeastLoaded, PowerOfTwo, LongestPrefix, E2, Preble)
 }
 
 POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from preble.types import WorkerSpec
+from preble_router.booking import Booking
 from preble_router.candidates import Candidates
-from preble_router.cluster_tree import ClusterNode, ClusterTree
-from preble_router.load import Booking
+from preble_router.cluster_tree import ClusterTree
+from preble_router.residence import ClusterNode
 from preble_router.worker_table import Column, WorkerTable
 
 
@@ -42,7 +44,7 @@ class RoutingPolicy(ABC):
     def bind(self, tree: ClusterTree, table: WorkerTable) -> None:  # noqa: B027
         """Called once, before anything else: what the policy may read in its ticks."""
 
-    def joined(self, slot: int) -> None:  # noqa: B027
+    def joined(self, slot: int, spec: WorkerSpec) -> None:  # noqa: B027
         """Another worker has `slot` from now on."""
 
     def placed(self, candidates: Candidates, booking: Booking, path_end: ClusterNode) -> None:  # noqa: B027
@@ -51,8 +53,8 @@ class RoutingPolicy(ABC):
     def started(self, booking: Booking, *, cached_tokens: int, now: float) -> None:  # noqa: B027
         """Its first token came; `cached_tokens` is what the worker really had."""
 
-    def finished(self, booking: Booking, *, output_tokens: int, now: float) -> None:  # noqa: B027
-        """It ended well after `output_tokens`."""
+    def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:  # noqa: B027
+        """It ended: well, after `output_tokens`, or broken off, with None."""
 
     # Time
 

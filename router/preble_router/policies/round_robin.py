@@ -2,10 +2,10 @@
 
 import random
 
+from preble_router.booking import Booking
 from preble_router.candidates import Candidates
-from preble_router.cluster_tree import ClusterNode
-from preble_router.load import Booking
 from preble_router.policies.policy import Choice, RoutingPolicy
+from preble_router.residence import ClusterNode
 
 
 class RoundRobin(RoutingPolicy):

@@ -1,0 +1,83 @@
+"""What hangs on a node of the router's tree: who holds its pages, and who needs it."""
+
+from collections.abc import Iterator
+from typing import Self
+
+from preble.page_keys import key_sum
+from preble.prefix_tree import Match, Node
+
+
+class Residence:
+    """What the router knows about the pages of one node.
+
+    Attributes:
+        holders: bit per worker slot that holds all of the node's pages.
+        expected: per slot, how many placed requests will make it hold them.
+        warm: `holders` and the slots of `expected` together; kept because every match reads it.
+        uses: requests placed within the window whose prompt runs through the node's end.
+        pages_key_sum: sum of the node's page keys, None until somebody needs it.
+    """
+
+    __slots__ = ("expected", "holders", "pages_key_sum", "uses", "warm")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.expected: dict[int, int] = {}
+        self.warm = 0
+        self.uses = 0
+        self.pages_key_sum: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Residence(holders={self.holders:b}, expected={self.expected}, uses={self.uses})"
+
+    def split(self, num_pages: int) -> Self:
+        upper = type(self)()
+        upper.holders = self.holders
+        upper.expected = self.expected.copy()
+        upper.warm = self.warm
+        upper.uses = self.uses
+        self.pages_key_sum = None
+        return upper
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.warm or self.uses)
+
+    def is_same_as(self, other: "Residence") -> bool:
+        """Whether nothing tells the two nodes apart, and no request ends between them."""
+        return (
+            self.holders == other.holders
+            and self.uses == other.uses
+            and self.expected == other.expected
+        )
+
+
+ClusterNode = Node[Residence]
+ClusterMatch = Match[Residence]
+
+
+def slots_of(mask: int) -> Iterator[int]:
+    """The set bits of `mask`, lowest first."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def check_node(node: ClusterNode, ending: int, root: ClusterNode) -> None:
+    """Assert the invariants of one node, at which `ending` uses end."""
+    residence = node.payload
+    expected = 0
+    for slot, count in residence.expected.items():
+        assert count > 0
+        expected |= 1 << slot
+    assert residence.warm == residence.holders | expected
+    assert residence.uses == ending + sum(c.payload.uses for c in node.children.values())
+    assert residence.pages_key_sum in (None, key_sum(node.edge))
+    assert node.children or residence.is_needed
+    parent = node.parent
+    assert parent is not None
+    if parent is not root:
+        assert not residence.holders & ~parent.payload.holders
+        for slot, count in residence.expected.items():
+            assert parent.payload.expected.get(slot, 0) >= count
