@@ -75,7 +75,7 @@ def test_outputs_do_not_depend_on_scheduling(options: dict[str, object], seed: i
 @pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_a_long_crowded_run_stays_exact(policy: str) -> None:
     rng = random.Random(7)
-    worker = Worker(policy=policy, num_pages=34, max_batch_tokens=24, max_sequences=12)
+    worker = Worker(policy=policy, num_pages=24, max_batch_tokens=24, max_sequences=12)
     for request in random_requests(rng, 150):
         worker.add(request)
         if rng.random() < 0.5:
