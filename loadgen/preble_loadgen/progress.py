@@ -42,7 +42,7 @@ class Progress:
 
 
 async def show(progress: Progress, console: Console) -> None:
-    """Shows `progress` until cancelled: a live line on a terminal, now and then a line elsewhere."""
+    """Shows `progress` until cancelled: live on a terminal, elsewhere a line now and then."""
     speed = _Speed()
     if not console.is_terminal:
         while True:

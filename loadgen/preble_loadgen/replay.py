@@ -302,7 +302,8 @@ def run_replay(options: ReplayOptions) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             report, stopped = runner.run(_interruptible(options, trace, progress, console))
         print_report(Console(), report)
-        files.write(report, progress.records, about=_about(options, trace))
+        about, secret = _about(options, trace), options.api_key
+        files.write(report, progress.records, about=about, secret=secret)
     if stopped:
         return EXIT_INTERRUPTED
     return EXIT_FAILURES if report.num_failed else 0

@@ -26,11 +26,16 @@ class ResultFiles:
     requests: TextIO | None
 
     def write(
-        self, report: Report, records: Sequence[RequestRecord], *, about: dict[str, Any]
+        self,
+        report: Report,
+        records: Sequence[RequestRecord],
+        *,
+        about: dict[str, Any],
+        secret: str = "",
     ) -> None:
-        """Everything. `about` is added to command, date and versions."""
+        """Everything. `about` is added to command, date and versions; `secret` is left out."""
         if self.figures is not None:
-            self.figures.write(report_json(report, _circumstances() | about))
+            self.figures.write(report_json(report, _circumstances(secret) | about))
         if self.requests is not None:
             for record in sorted(records, key=lambda record: record.index):
                 self.requests.write(orjson.dumps(asdict(record)).decode() + "\n")
@@ -54,9 +59,10 @@ def _opened(stack: ExitStack, path: Path | None) -> TextIO | None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(secret: str) -> dict[str, Any]:
+    command = shlex.join(sys.argv)
     return {
-        "command": shlex.join(sys.argv),
+        "command": command.replace(secret, "***") if secret else command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "preble": __version__,

@@ -86,7 +86,7 @@ def load_trace(
         first = next(lines, None)
         if first is None:
             raise ConfigError(f"{path} is empty")
-        name = format or _recognised(first[1], path)
+        name = _recognised(first[1], path) if format is None else _known(format)
         requests = tuple(islice(_read(name, chain([first], lines), bad_lines), limit))
     if not requests:
         raise ConfigError(f"{path} has no requests" + f"; {bad_lines.first}" * bad_lines.skip)
@@ -105,21 +105,28 @@ def _read(
     format: str, lines: Iterator[tuple[int, str]], bad_lines: BadLines
 ) -> Iterator[TraceRequest]:
     """The requests that arrive in order; one that goes back in time is a bad line."""
-    last_at = 0.0
+    last_at, index = 0.0, 0
     for request in FORMATS[format].read(lines, bad_lines):
         if request.at < last_at:
             bad_lines.found(request.line, "arrives before the line above it")
             continue
-        last_at = request.at
-        yield request
+        yield request if request.index == index else replace(request, index=index)
+        last_at, index = request.at, index + 1
 
 
 def _recognised(first_line: str, path: Path) -> str:
     for name, reader in FORMATS.items():
         if reader.recognises(first_line):
             return name
-    known = ", ".join(FORMATS)
-    raise ConfigError(f"{path}: its first line tells no known format; --format takes {known}")
+    raise ConfigError(
+        f"{path}: its first line tells no known format; --format takes {', '.join(FORMATS)}"
+    )
+
+
+def _known(format: str) -> str:
+    if format not in FORMATS:
+        raise ConfigError(f"--format takes {', '.join(FORMATS)}, not {format!r}")
+    return format
 
 
 @contextmanager
