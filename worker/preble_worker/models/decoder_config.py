@@ -75,20 +75,21 @@ class Rope:
     def inverse_frequencies(self, head_dim: int) -> Frequencies:
         """Radians per position, (head_dim / 2,), rounded where transformers rounds them."""
         exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
-        plain: Frequencies = 1.0 / np.power(np.float32(self.theta), exponents)
+        frequencies: Frequencies = 1.0 / np.power(np.float32(self.theta), exponents)
         if self.kind == "linear":
-            return plain / np.float32(self.factor)
-        if self.kind == "llama3":
-            return self._stretched(plain).astype(np.float32)
-        return plain
+            frequencies /= np.float32(self.factor)
+        elif self.kind == "llama3":
+            frequencies = self._stretched(frequencies).astype(np.float32)
+        return frequencies
 
     def _stretched(self, plain: Frequencies) -> Frequencies:
         """Waves longer than the original context are slowed down by `factor`, short ones kept,
         and those between are blended."""
         waves = self.original_max_positions * plain / (2.0 * math.pi)
         spread = self.high_frequency_factor - self.low_frequency_factor
-        keep = np.clip((waves - self.low_frequency_factor) / spread, 0.0, 1.0)
-        return (1.0 - keep) * plain / self.factor + keep * plain
+        keep: Frequencies = np.clip((waves - self.low_frequency_factor) / spread, 0.0, 1.0)
+        stretched: Frequencies = (1.0 - keep) * plain / self.factor + keep * plain
+        return stretched
 
 
 def obstacle(config: Config) -> str | None:
