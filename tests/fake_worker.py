@@ -31,10 +31,12 @@ COST = CostModel(
 )
 
 
-def fake_tokens(prompt: bytes, count: int, *, start: int = 0, seed: int = 0) -> bytes:
+def fake_tokens(
+    prompt: bytes, count: int, *, start: int = 0, seed: int = 0, vocab_size: int = 50_000
+) -> bytes:
     """Output tokens `start` to `start + count` of a request."""
     base = xxhash.xxh3_64_intdigest(prompt, seed)
-    return pack_tokens([(base + 7919 * i) % 50_000 for i in range(start, start + count)])
+    return pack_tokens([(base + 7919 * i) % vocab_size for i in range(start, start + count)])
 
 
 @dataclass
@@ -250,7 +252,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
             most = submit.sampling.max_tokens
             count = min(self._tokens_per_step, most - running.position)
             output.tokens = fake_tokens(
-                running.prompt, count, start=running.position, seed=submit.sampling.seed
+                running.prompt,
+                count,
+                start=running.position,
+                seed=submit.sampling.seed,
+                vocab_size=self.spec.vocab_size,
             )
             output.cached_tokens = 0
             running.position += count

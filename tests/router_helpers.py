@@ -15,6 +15,7 @@ from preble_router.config import RouterConfig
 from preble_router.dispatch import Delta, Dispatcher, Generation, GenerationRequest
 from preble_router.policies import make_policy
 from preble_router.scheduler import GlobalScheduler
+from preble_router.server import RouterServer
 
 PROMPT = pack_tokens(list(range(100)))
 
@@ -52,6 +53,27 @@ async def cluster(
             await worker.stop()
     assert dispatcher.num_live == 0
     assert sum(worker.live_requests for worker in scheduler.workers()) == 0
+    await until(lambda: not left_over(before))
+
+
+@asynccontextmanager
+async def router(
+    *workers: FakeWorker, model_path: Path, **options: Any
+) -> AsyncIterator[RouterServer]:
+    """A whole router on free ports over `workers`; afterwards its tasks are gone."""
+    before = asyncio.all_tasks()
+    addresses = tuple([worker.address or await worker.start() for worker in workers])
+    server = RouterServer(
+        router_config(model_path=model_path, workers=addresses, port=0, grpc_port=0, **options)
+    )
+    await server.start()
+    try:
+        await until(lambda: num_ready(server.dispatcher) == len(workers))
+        yield server
+    finally:
+        await server.stop()
+        for worker in workers:
+            await worker.stop()
     await until(lambda: not left_over(before))
 
 

@@ -232,7 +232,8 @@ async def _serve(config: RouterConfig) -> None:
     tasks: set[asyncio.Task[None]] = set()
 
     def on_signal(number: int) -> None:
-        _log.info("%s: stopping within %g s", signal.Signals(number).name, config.drain_seconds)
+        seconds = 0.0 if tasks else config.drain_seconds
+        _log.info("%s: stopping within %g s", signal.Signals(number).name, seconds)
         tasks.add(asyncio.create_task(server.stop(drain_seconds=config.drain_seconds)))
 
     await server.start()
