@@ -120,9 +120,11 @@ class LinkClient:
         return client
 
     @classmethod
-    async def attach(cls, address: str, router_id: str = "r1", token: str = "", ca=None):
+    async def attach(
+        cls, address: str, router_id: str = "r1", token: str = "", ca=None, channel=None
+    ):
         """Attach and read nothing."""
-        channel = aio_channel(address, ca=ca)
+        channel = channel or aio_channel(address, ca=ca)
         call = worker_pb2_grpc.WorkerStub(channel).Link(metadata=bearer(token))
         client = cls(channel, call)
         with suppress(grpc.aio.AioRpcError):  # Reading tells why.

@@ -106,6 +106,7 @@ class WorkerServer:
             drain=partial(self.begin_stop, drain_seconds=config.drain_seconds),
         )
         await self._add_services()
+        self._silent_at = self._event_loop.time() + HANG_SECONDS
         self._engine_loop.start()
         await self._server.start()
         self._watch = asyncio.create_task(self._watch_loop(), name="watch the engine loop")

@@ -12,6 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -103,7 +104,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             reader.cancel()
             self._close(link)
         if link.cut_reason:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, link.cut_reason)
+            # The status waits behind what gRPC holds of the stream, until the router reads it or
+            # is gone.
+            with suppress(grpc.aio.InternalError):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, link.cut_reason)
 
     async def _open(self, messages: AsyncIterator[pb.RouterMessage], context: Any) -> RouterLink:
         first = None
