@@ -5,7 +5,15 @@ from pathlib import Path
 
 
 def banner(
-    *, model: str, model_path: Path, url: str, grpc: str, workers: int, policy: str, has_key: bool
+    *,
+    model: str,
+    model_path: Path,
+    url: str,
+    grpc: str,
+    workers: int,
+    policy: str,
+    has_key: bool,
+    ending: str,
 ) -> str:
     """Addresses, a curl line and an openai snippet that can be pasted as they are."""
     plural = "" if workers == 1 else "s"
@@ -24,7 +32,7 @@ or in Python (pip install openai):
 
 {_snippet(model, model_path, url, has_key)}
 
-Ctrl-C ends everything.
+{ending}
 """
 
 

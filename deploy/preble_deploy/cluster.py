@@ -155,6 +155,7 @@ async def _signals() -> AsyncIterator[asyncio.Event]:
 
 
 def _banner(cluster: Cluster, settings: ServeSettings, model_path: Path) -> str:
+    down = f"preble down --ray {settings.ray} --name {settings.name}"
     return banner(
         model=settings.model_name,
         model_path=model_path,
@@ -163,4 +164,5 @@ def _banner(cluster: Cluster, settings: ServeSettings, model_path: Path) -> str:
         workers=cluster.num_workers,
         policy=settings.policy,
         has_key=bool(settings.api_key),
+        ending=f"`{down}` ends it." if settings.detach else "Ctrl-C ends everything.",
     )

@@ -33,11 +33,12 @@ class GatewayProbe:
 
     def _readiness(self) -> Readiness:
         try:
-            cluster = json.loads(self._get("/cluster"))
-            self._get("/ready")
+            workers = _num_ready(json.loads(self._get("/cluster")))
+            if workers:
+                self._get("/ready")
         except (OSError, HTTPException, ValueError):
             return Readiness(False, 0)
-        return Readiness(True, _num_ready(cluster))
+        return Readiness(True, workers)
 
     def _get(self, path: str) -> bytes:
         request = urllib.request.Request(self.url + path)

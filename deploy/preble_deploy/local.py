@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from preble_deploy.cluster import RUNNING, Progress, endpoint, reachable
 from preble_deploy.devices import num_cores, num_workers, visible_gpus
 from preble_deploy.gateway_probe import GatewayProbe
 from preble_deploy.options import command_line, without_settings
+from preble_deploy.ports import choose_ports, free_port
 from preble_deploy.settings import LOOPBACK, RouterSettings, ServeSettings, WorkerSettings
 from preble_deploy.sources import AnySettings
 from preble_deploy.supervision import Program, SupervisedProcess
@@ -39,7 +39,7 @@ class LocalCluster:
         self._gpus = _gpus(settings)
         self.num_workers = num_workers(settings.workers, self._gpus)
         _check_gpus(settings, self.num_workers, self._gpus)
-        ports = _ports(settings)
+        ports = choose_ports(settings)
         self.url = endpoint(settings, ports[0])
         self.grpc_address = f"{reachable(settings.host)}:{ports[1]}"
         key = settings.api_key[0] if settings.api_key else ""
@@ -124,35 +124,6 @@ def _check_gpus(settings: ServeSettings, workers: int, gpus: list[str]) -> None:
         raise ConfigError(f"--device is {settings.device!r}; allowed with {workers} workers: cuda")
 
 
-def _ports(settings: ServeSettings) -> tuple[int, int]:
-    """Ports of gateway and gRPC, both free now. Chosen here: a restarted router must keep them."""
-    port = _free_port(settings.host, settings.port, "--port")
-    grpc_port = settings.grpc_port
-    if grpc_port is None:
-        grpc_port = settings.effective_grpc_port
-    return port, _free_port(settings.host, grpc_port, "--grpc-port", not_this=port)
-
-
-def _free_port(host: str, port: int, option: str, not_this: int = 0) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the servers do: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or error.errno == 99:
-                raise ConfigError(f"--host is {host!r}, no address of this machine") from None
-            raise ConfigError(
-                f"{option} is {port}, which cannot be listened on ({error.strerror}); choose "
-                "another, or 0 for any"
-            ) from None
-        chosen = int(probe.getsockname()[1])
-    if chosen == not_this:
-        raise ConfigError(f"{option} is {port}, the same as --port")
-    return chosen
-
-
 def _programs(
     settings: ServeSettings,
     model_path: Path,
@@ -166,7 +137,7 @@ def _programs(
     token = settings.worker_token or (secrets.token_urlsafe(24) if settings.api_key else "")
     fixed = [0] * workers
     if settings.tls:
-        fixed = [_free_port(LOOPBACK, 0, "--port") for _ in range(workers)]
+        fixed = [free_port(LOOPBACK, 0, "--port") for _ in range(workers)]
     dialled = tuple(f"{LOOPBACK}:{port}" for port in fixed if port)
     router = _derived(
         RouterSettings,

@@ -47,7 +47,7 @@ async def supervised(what: Program) -> AsyncIterator[tuple[SupervisedProcess, Li
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -99,7 +99,7 @@ async def test_child_asked_to_end_is_not_started_again_unless_it_is_essential() 
 
 
 async def test_failures_in_a_row_are_counted_and_back_off() -> None:
-    async with supervised(program("raise SystemExit(1)")) as (process, lines):
+    async with supervised(program("raise SystemExit(1)")) as (process, _):
         await until(lambda: process.failures_in_a_row >= 3)
     assert [backoff_seconds(n) for n in (1, 2, 3)] == [0.01, 0.02, 0.04]
     assert backoff_seconds(1000) <= supervision.MAX_BACKOFF_SECONDS

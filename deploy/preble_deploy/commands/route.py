@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
 
 from preble.errors import ConfigError
@@ -22,6 +21,7 @@ from preble.results import RouteExplanation
 from preble_deploy import options
 from preble_deploy.client_settings import RouteSettings
 from preble_deploy.connect import connected, plain
+from preble_deploy.terminal import wide_console
 
 
 def run(settings: RouteSettings) -> int:
@@ -58,13 +58,14 @@ def _print_table(explanation: RouteExplanation) -> None:
             *terms,
             style="bold" if chosen else "",
         )
-    console = Console()
-    console.print(table)
+    console = wide_console()
+    console.print(table, soft_wrap=True)
     console.print(
         f"\n{explanation.prompt_tokens} prompt tokens → {explanation.worker_id}: "
         f"{explanation.reason}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
 
 

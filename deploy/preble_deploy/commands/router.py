@@ -21,9 +21,9 @@ from preble_deploy.settings import RouterSettings
 def run(settings: RouterSettings) -> int:
     """Serves until told to stop."""
     end_with_parent()
-    from preble_router import server
+    from preble_router.server import run as serve
 
-    server.run(settings.router_config(resolve_model(settings.model)))
+    serve(settings.router_config(resolve_model(settings.model)))
     return 0
 
 

@@ -1,5 +1,9 @@
 """Show the workers of a running cluster: state, load, cache, and how well the router knows them.
 
+Columns: requests running and waiting; share of the KV cache in use by them; pages of the worker's
+cache in the router's tree; requests placed by this router; share of prompt tokens served from
+cache; by how much the router's predictions of that were off; observed over predicted step time.
+
 Asks the router's gRPC port, which is 8001 unless `serve` or `router` was told otherwise.
 
 [bold]Examples[/]
@@ -22,6 +26,7 @@ from preble.results import ClusterState, ClusterWorker
 from preble_deploy import options
 from preble_deploy.client_settings import StatusSettings
 from preble_deploy.connect import connected, plain
+from preble_deploy.terminal import wide_console
 
 
 def run(settings: StatusSettings) -> int:
@@ -39,7 +44,7 @@ def _show(client: Client, settings: StatusSettings) -> None:
     if settings.json_output:
         print(json.dumps(plain(dataclasses.asdict(state))), flush=True)  # noqa: T201
         return
-    console = Console()
+    console = wide_console()
     if settings.watch and console.is_terminal:
         console.clear()
     _print_table(state, console)
@@ -52,18 +57,16 @@ def _print_table(state: ClusterState, console: Console) -> None:
         f"{state.tree.nodes} nodes and {state.tree.pages} pages ({state.tree.held_pages} held)",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
-    table.add_column("worker", overflow="fold")
-    table.add_column("address", overflow="fold")
-    table.add_column("state")
-    for heading in ("running", "waiting", "KV used", "cached pages", "placed", "cache hits"):
-        table.add_column(heading, justify="right")
-    table.add_column("belief error", justify="right")
-    table.add_column("speed", justify="right")
+    for heading in ("worker", "address", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("run", "wait", "KV", "pages", "placed", "hits", "error", "speed"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for worker in state.workers:
         table.add_row(*_row(worker))
-    console.print(table)
+    console.print(table, soft_wrap=True)
     if not state.workers:
         console.print("no workers: start one with `preble worker --router HOST:GRPC_PORT`")
 

@@ -21,9 +21,9 @@ from preble_deploy.settings import WorkerSettings
 def run(settings: WorkerSettings) -> int:
     """Serves until told to stop."""
     end_with_parent()
-    from preble_worker import server
+    from preble_worker.server import run as serve
 
-    server.run(settings.config_of(resolve_model(settings.model)))
+    serve(settings.config_of(resolve_model(settings.model)))
     return 0
 
 

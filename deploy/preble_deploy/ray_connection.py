@@ -1,0 +1,70 @@
+"""Joins a Ray cluster, or starts one on the spot that only this user can reach."""
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from preble.errors import PrebleError
+from preble_deploy.devices import num_cores
+
+AUTO, LOCAL = "auto", "local"
+_CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
+"""Written by `ray start`, removed by `ray stop`."""
+
+
+def connect_existing(address: str, *, namespace: str) -> Any:
+    """The `ray` module, connected to a cluster that runs. Arguments and errors as of `connect`."""
+    if address == LOCAL or (address == AUTO and _found() == LOCAL):
+        raise PrebleError("no Ray cluster runs on this machine; name its address with --ray")
+    return connect(address, namespace=namespace, num_cpus=0)
+
+
+def connect(address: str, *, namespace: str, num_cpus: float) -> Any:
+    """The `ray` module, connected. `num_cpus` is what a cluster started here must offer.
+
+    Args:
+        address: "auto" for the cluster found on this machine or else a new one, "local" for a new
+            one, otherwise host:port of a cluster's head.
+
+    Raises:
+        PrebleError: Ray is not installed, or no cluster answers.
+    """
+    if address == AUTO:
+        address = _found()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray would decide by itself, and differently from one machine to the next.
+    os.environ.setdefault("RAY_AUTH_MODE", _auth_mode(address))
+    options: dict[str, Any] = {}
+    if address == LOCAL:
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # The switch by which Ray keeps to loopback; on Linux it would take the machine's address.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        options = {"include_dashboard": False, "num_cpus": max(num_cores(), int(num_cpus + 1))}
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise PrebleError("Ray is not installed; pip install 'preble[ray]'") from None
+    try:
+        ray.init(address=address, namespace=namespace, logging_level=logging.WARNING, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PrebleError(f"no Ray cluster at {address!r} (see --ray): {reason}") from None
+    return ray
+
+
+def _found() -> str:
+    """What "auto" stands for on this machine."""
+    return os.environ.get("RAY_ADDRESS") or (AUTO if _CURRENT_CLUSTER.exists() else LOCAL)
+
+
+def _auth_mode(address: str) -> str:
+    """Tokens on a cluster of our own; elsewhere, where there is a token to present."""
+    has_token = (
+        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    return "token" if address == LOCAL or has_token else "disabled"

@@ -1,0 +1,198 @@
+"""`preble serve --ray` on a Ray cluster of three nodes, as an operator runs it."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+pytest.importorskip("ray")
+
+PREBLE = (sys.executable, "-m", "preble_deploy")
+NAMESPACE = "preble-test"
+PATIENCE_SECONDS = 60.0
+
+Result = TypeVar("Result")
+
+
+def until(ask: Callable[[], Result | None]) -> Result:
+    """The first answer that is not None or false."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        if answer := ask():
+            return answer
+        assert time.monotonic() < give_up_at, "the cluster did not get there"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, object_store_memory=80 * 1024 * 1024)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+class Served:
+    """`preble serve --ray` in a subprocess, and what it printed."""
+
+    def __init__(self, address: str, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(*PREBLE, "serve", "--ray", address, "--ray-namespace", NAMESPACE),
+                *("--engine", "simulated", "--port", "0", *options),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._queue: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = until(self._find_url)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line.rstrip())
+
+    def _find_url(self) -> str | None:
+        while not self._queue.empty():
+            self.lines.append(self._queue.get())
+        assert self.process.poll() is None, "\n".join(self.lines)
+        return next((x.split()[-1] for x in self.lines if "OpenAI API" in x), None)
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + path, timeout=5) as answer:
+            return json.load(answer)
+
+    def complete(self, prompt: str) -> dict[str, Any]:
+        body = {"model": "demo", "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
+        request = urllib.request.Request(
+            self.url + "/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return dict(json.load(answer))
+
+    def ready(self) -> dict[str, Any]:
+        """Workers that can be used, by id."""
+        workers = self.get("/cluster")["workers"]
+        return {w["worker_id"]: w for w in workers if w["state"] == "ready"}
+
+
+@pytest.fixture
+def served(ray_address: str) -> Iterator[Served]:
+    served = Served(ray_address, "--workers", "3")
+    try:
+        yield served
+    finally:
+        served.process.kill()
+        served.process.wait()
+
+
+def test_killed_actor_comes_back_and_is_used_and_ctrl_c_leaves_nothing(served: Served) -> None:
+    import ray
+
+    from preble_deploy.ray_cluster import actor_names, router_name, worker_name
+
+    before = served.ready()
+    assert set(before) == {"worker-0", "worker-1", "worker-2"}
+    usage = served.complete("Once upon a time")["usage"]
+    assert usage["completion_tokens"] == 4
+    actors = {
+        name: ray.get_actor(name, namespace=NAMESPACE)
+        for name in actor_names(ray, NAMESPACE)
+        if name != router_name("preble")
+    }
+    assert set(actors) == {worker_name("preble", i) for i in range(3)}
+    statuses = ray.get([actor.status.remote() for actor in actors.values()])
+    assert len({status.node_id for status in statuses}) == 3
+    assert all(status.address.startswith("127.0.0.1:") for status in statuses), "one machine"
+
+    ray.kill(actors[worker_name("preble", 1)], no_restart=False)
+    epoch = before["worker-1"]["spec"]["epoch"]
+    back = until(
+        lambda: (w := served.ready().get("worker-1")) and w["spec"]["epoch"] != epoch and w
+    )
+    assert back["address"] != before["worker-1"]["address"]
+    until(
+        lambda: (
+            served.complete(f"Prompt {time.monotonic()}")
+            and served.ready()["worker-1"]["placed_requests_total"] > 0
+        )
+    )
+
+    uptime = served.get("/cluster")["uptime_seconds"]
+    ray.kill(ray.get_actor(router_name("preble"), namespace=NAMESPACE), no_restart=False)
+    until(lambda: router_is_younger_than(uptime, served))
+    assert served.complete("After the router's death")["usage"]["completion_tokens"] == 4
+
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(timeout=30) == 0
+    assert actor_names(ray, NAMESPACE) == set()
+
+
+def router_is_younger_than(seconds: float, served: Served) -> bool:
+    """Whether another router took over, and has all workers."""
+    try:
+        return served.get("/cluster")["uptime_seconds"] < seconds and len(served.ready()) == 3
+    except OSError:
+        return False
+
+
+def test_detached_cluster_stays_until_it_is_taken_down(ray_address: str) -> None:
+    import ray
+
+    from preble_deploy.ray_cluster import actor_names
+
+    def preble(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*PREBLE, *words], capture_output=True, text=True)
+
+    cluster = ("--ray", ray_address, "--ray-namespace", NAMESPACE, "--name", "kept")
+    serve = ("serve", *cluster, "--engine", "simulated", "--port", "0", "--detach")
+    started = preble(*serve)
+    assert started.returncode == 0, started.stderr + started.stdout
+    assert actor_names(ray, NAMESPACE) == {"kept-router", "kept-worker-0"}
+    again = preble(*serve)
+    assert again.returncode == 2
+    assert "--name is 'kept', a cluster that runs already" in again.stderr
+    down = preble("down", *cluster)
+    assert down.returncode == 0, down.stderr
+    assert "removed 2 actors" in down.stdout
+    assert actor_names(ray, NAMESPACE) == set()
+    nothing = preble("down", *cluster)
+    assert nothing.returncode == 1
+    assert "no cluster named 'kept'" in nothing.stderr
+
+
+def test_wrong_address_is_one_line() -> None:
+    result = subprocess.run(
+        [*PREBLE, "serve", "--ray", "ray://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        cwd=Path.home(),
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "--ray is 'ray://127.0.0.1:1'" in result.stderr
