@@ -163,6 +163,7 @@ class FakeDispatcher:
             tree=TreeStatus(nodes=5, pages=40, held_pages=40),
             live_requests=self.num_live,
             uptime_seconds=1.5,
+            placements={"exploit": 7},
         )
 
 

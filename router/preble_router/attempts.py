@@ -8,6 +8,7 @@ one is sent prompt and delivered output, so that the client's stream goes on whe
 """
 
 import asyncio
+import re
 from collections import Counter
 from time import monotonic
 
@@ -28,6 +29,7 @@ class Attempts:
     Attributes:
         live: requests accepted and not ended, by id. idle: set while there are none.
         outcomes: ended requests by finish reason or error code, since the start.
+        placements: attempts by the kind of the policy's reason.
         retries_total: attempts after the first.
     """
 
@@ -43,6 +45,7 @@ class Attempts:
         self.idle = asyncio.Event()
         self.idle.set()
         self.outcomes: Counter[str] = Counter()
+        self.placements: Counter[str] = Counter()
         self.retries_total = 0
         self._config = config
         self._scheduler = scheduler
@@ -74,6 +77,7 @@ class Attempts:
             ),
             now=now,
         )
+        self.placements[_kind(placement.reason)] += 1
         session = self._membership.sessions[placement.worker_id]
         generation.place(placement, session, now=now)
         session.submit(
@@ -226,3 +230,9 @@ def worker_gone(generation: Generation) -> WorkerFailed:
         f"worker {generation.worker_id} broke off attempt {generation.attempt} and no other "
         "worker could take over"
     )
+
+
+def _kind(reason: str) -> str:
+    """A policy's reason without what differs from request to request: "exploit: 480 of 512 tokens
+    cached" is an "exploit"."""
+    return re.split(r"[:\d]", reason, maxsplit=1)[0].strip()

@@ -207,6 +207,7 @@ class Dispatcher:
             self.config,
             self.membership,
             self.scheduler,
+            self.attempts,
             num_live=self.num_live,
             uptime_seconds=monotonic() - self._opened_at,
             now=monotonic(),

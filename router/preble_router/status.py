@@ -1,12 +1,14 @@
 """The state of a router and its workers as values, for status pages and for the wire."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from preble import __version__
 from preble.types import LoadReport, WorkerSpec
 from preble.v1 import cluster_pb2 as pb
 from preble.wire import hello_to_wire, load_to_wire
+from preble_router.attempts import Attempts
 from preble_router.config import RouterConfig
 from preble_router.membership import Member, Membership
 from preble_router.scheduler import GlobalScheduler
@@ -66,7 +68,13 @@ class TreeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """Everything, at one moment. `workers` are sorted by id, then by address."""
+    """Everything, at one moment. `workers` are sorted by id, then by address.
+
+    Attributes:
+        outcomes: ended requests since the start, by finish reason or error code.
+        placements: attempts since the start, by the kind of the policy's reason.
+        retries_total: attempts after the first.
+    """
 
     router_id: str
     version: str
@@ -76,12 +84,16 @@ class ClusterStatus:
     tree: TreeStatus
     live_requests: int
     uptime_seconds: float
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    placements: Mapping[str, int] = field(default_factory=dict)
+    retries_total: int = 0
 
 
 def cluster_status(
     config: RouterConfig,
     membership: Membership,
     scheduler: GlobalScheduler,
+    attempts: Attempts,
     *,
     num_live: int,
     uptime_seconds: float,
@@ -107,6 +119,9 @@ def cluster_status(
         ),
         live_requests=num_live,
         uptime_seconds=uptime_seconds,
+        outcomes=dict(attempts.outcomes),
+        placements=dict(attempts.placements),
+        retries_total=attempts.retries_total,
     )
 
 

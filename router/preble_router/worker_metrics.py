@@ -58,6 +58,7 @@ _LOAD_COUNTERS: tuple[tuple[str, str, "Callable[[LoadReport], float]"], ...] = (
 def cluster_families(status: "ClusterStatus") -> Iterator[Metric]:
     """All that `status` has to say. A worker without a link has a state and nothing else."""
     yield from _router_families(status)
+    yield from _count_families(status)
     yield _states(status)
     linked = [worker for worker in status.workers if worker.spec is not None]
     for name, text, read in _GAUGES:
@@ -89,6 +90,25 @@ def _router_families(status: "ClusterStatus") -> Iterator[Metric]:
         ("tree_held_pages", "Pages of the prefix tree, per worker.", status.tree.held_pages),
     ):
         yield GaugeMetricFamily("preble_router_" + name, text, value=value)
+
+
+def _count_families(status: "ClusterStatus") -> Iterator[Metric]:
+    for name, text, label, counts in (
+        ("outcomes", "Ended requests, by finish reason or error code.", "end", status.outcomes),
+        (
+            "placements",
+            "Attempts, by the kind of the policy's reason.",
+            "reason",
+            status.placements,
+        ),
+    ):
+        family = CounterMetricFamily("preble_router_" + name, text, labels=["policy", label])
+        for value, count in sorted(counts.items()):
+            family.add_metric([status.policy, value], count)
+        yield family
+    yield CounterMetricFamily(
+        "preble_router_retries", "Attempts after the first.", value=status.retries_total
+    )
 
 
 def _states(status: "ClusterStatus") -> Metric:

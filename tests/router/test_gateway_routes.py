@@ -238,6 +238,7 @@ async def test_metrics_tell_what_happened():
     assert 'preble_router_tokens_total{kind="cached"} 16.0' in lines
     assert "preble_router_ttft_seconds_count 1.0" in lines
     assert "preble_router_live_requests 0.0" in lines
+    assert 'preble_router_placements_total{policy="preble",reason="exploit"} 7.0' in lines
     assert 'preble_router_workers{state="ready"} 1.0' in lines
     assert 'preble_router_worker_running_requests{worker="w0"} 3.0' in lines
     helps = {line.split()[2] for line in lines if line.startswith("# HELP")}
@@ -252,8 +253,10 @@ async def test_access_log_has_one_line_per_request(caplog):
             "/v1/chat/completions", CHAT | {"user": "eve"}, headers={"x-request-id": "mine"}
         )
         await served.http.get("/no%0aforged")
+        await served.post("/v1/chat/completions", CHAT | {"n": 2})
     lines = [record.getMessage() for record in caplog.records if record.name == "preble.access"]
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert "400" in lines[2] and "error='n is not supported" in lines[2]
     for part in ("POST", "200", "id=mine", "cached=16/48", "ttft=", "worker=w0", "user='eve'"):
         assert part in lines[0]
     assert "\n" not in lines[1]

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from preble.errors import CapacityError, InvalidRequest, PrebleError, http_status
+from preble_router.gateway.record import RECORD_KEY, RequestRecord
 
 _TYPES = {
     401: "authentication_error",
@@ -54,5 +55,7 @@ def error_response(error: Exception) -> Response:
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """As an exception handler of the application."""
+    """As an exception handler of the application; the log line will say it too."""
+    record: RequestRecord = request.scope[RECORD_KEY]
+    record.error = error.detail if isinstance(error, HTTPException) else str(error)
     return error_response(error)
