@@ -96,9 +96,16 @@ def serve(
     *,
     arrivals: Sequence[int] | None = None,
     scheduler: LocalScheduler | None = None,
+    delivered: Sequence[int] | None = None,
     checks: bool = True,
 ) -> Served:
-    """Serve all prompts; request i arrives before step `arrivals[i]`, at first if not given."""
+    """Serve all prompts to their ends.
+
+    Args:
+        arrivals: the step before which each request arrives, the first if not given.
+        delivered: how many of each prompt's last tokens are output of an earlier attempt.
+        checks: assert the scheduler's invariants after every step.
+    """
     scheduler = scheduler or LocalScheduler(loaded.scheduler, epoch=1)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
     served = Served([[] for _ in prompts], [None for _ in prompts], [0 for _ in prompts])
@@ -108,7 +115,10 @@ def serve(
         while order and (arrivals is None or arrivals[order[0]] <= step):
             index = order.pop(0)
             request = WorkerRequest(
-                request_id=str(index), tokens=pack_tokens(prompts[index]), sampling=each[index]
+                request_id=str(index),
+                tokens=pack_tokens(prompts[index]),
+                sampling=each[index],
+                num_delivered=delivered[index] if delivered else 0,
             )
             scheduler.add(request, now=float(step))
         step += 1
@@ -122,7 +132,8 @@ def serve(
             scheduler.check()
         for output in outputs.outputs:
             index = int(output.request_id)
-            assert output.position == len(served.tokens[index])
+            already = delivered[index] if delivered else 0
+            assert output.position == already + len(served.tokens[index])
             served.tokens[index] += unpack_tokens(output.tokens).tolist()
             served.reasons[index] = output.finish_reason
             served.cached[index] = output.cached_tokens or 0

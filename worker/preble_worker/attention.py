@@ -24,7 +24,7 @@ from preble_worker.attention_plan import (
     plan_step,
     plan_windowed_step,
 )
-from preble_worker.batch import Batch
+from preble_worker.batch import Batch, SlotTables
 from preble_worker.kv_pool import KVPool
 
 
@@ -98,7 +98,8 @@ class TorchAttention:
         self._pool = pool
         self._dtype = dtype
         self._device = device
-        self._composition: int | None = None
+        # A composition says nothing without the scheduler, whose tables these are, that counts it.
+        self._known: tuple[SlotTables | None, int] = (None, 0)
         self._sharing = Sharing([], np.zeros(0, dtype=np.int64))
 
     def begin(self, batch: Batch, places: Tensor) -> "TorchStep":
@@ -118,9 +119,10 @@ class TorchAttention:
         )
 
     def _sharing_of(self, batch: Batch) -> Sharing:
-        if batch.composition != self._composition:
+        tables, composition = self._known
+        if tables is not batch.tables or composition != batch.composition:
             self._sharing = find_sharing(batch, page_tokens=self._pool.page_tokens)
-            self._composition = batch.composition
+            self._known = batch.tables, batch.composition
         return self._sharing
 
     def _upload(self, array: Ints) -> Tensor:

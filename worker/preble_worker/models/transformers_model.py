@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from preble.errors import ConfigError
 from preble_worker.attention import AttentionStep
-from preble_worker.attention_parts import attend_part
+from preble_worker.attention_parts import attend_part, causal_mask
 from preble_worker.kv_pool import KVShape
 
 ATTENTION_NAME = "preble_paged"
@@ -189,8 +189,11 @@ class _Probe:
         self.shapes[layer] = KVShape(key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = window
         group = query.shape[1] // key.shape[1]
-        heads = (x.transpose(0, 1)[None] for x in (query, key, value))
-        asked, keys, values = heads
+        asked, keys, values = (x.transpose(0, 1)[None] for x in (query, key, value))
         keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
-        output, _ = attend_part(asked, keys, values, scale=scale, is_causal=True)
+        num_tokens = len(query)
+        mask = causal_mask(
+            num_tokens, num_tokens, window=window, dtype=query.dtype, device=query.device
+        )
+        output, _ = attend_part(asked, keys, values, scale=scale, mask=mask)
         return output[0].transpose(0, 1)
