@@ -116,7 +116,7 @@ class FakeRouter(InferenceServicer, ClusterServicer):
     async def ListModels(
         self, request: inference.ListModelsRequest, context: Any
     ) -> inference.ListModelsResponse:
-        if self.fail_with:
+        if self.fail_with and not self.fail_after:
             await self._abort(context)
         model = inference.Model(id="demo", context_tokens=1024)
         return inference.ListModelsResponse(models=[model])

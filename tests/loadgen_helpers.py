@@ -72,6 +72,8 @@ class FakeOpenAI:
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             self.num_abandoned += 1
+        except asyncio.CancelledError:
+            pass  # the server ends; asyncio's streams would log it
         finally:
             writer.close()
 
