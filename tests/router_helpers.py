@@ -21,12 +21,11 @@ PROMPT = pack_tokens(list(range(100)))
 
 
 def router_config(**options: Any) -> RouterConfig:
-    """Short silences, one address of everything."""
+    """For fake workers."""
     values: dict[str, Any] = {
         "model": MODEL,
         "model_path": Path(),
         "router_id": "r0",
-        "silence_seconds": 0.4,
     }
     return RouterConfig(**values | options)
 

@@ -145,9 +145,9 @@ class Attempts:
             self.retries_total += 1
             self._give_up_at.pop(generation.request_id, None)
 
-    def _has_alternative(self, generation: Generation) -> bool:
-        """Whether a ready worker other than the present one could run it."""
-        excluded = self._excluded(generation) | {generation.worker_id}
+    def _has_open_worker(self, generation: Generation, *, other_than: str = "") -> bool:
+        """Whether a ready worker could run it; cheaper than to try."""
+        excluded = self._excluded(generation) | {other_than}
         return generation.attempt < self._config.max_attempts and any(
             session.ready and session.worker_id not in excluded
             for session in self._membership.sessions.values()
@@ -155,7 +155,7 @@ class Attempts:
 
     def leave_silent(self, generation: Generation, now: float) -> None:
         """Moves a request off a silent worker, or lets it wait there for whoever speaks first."""
-        if not self._has_alternative(generation):
+        if not self._has_open_worker(generation, other_than=generation.worker_id):
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
             return
         self.cancel_attempt(generation)
@@ -170,10 +170,10 @@ class Attempts:
         """Looks again for workers that take over, and gives up where the time has passed."""
         for request_id, give_up_at in list(self._give_up_at.items()):
             generation = self.live[request_id]
-            if generation.session is None:
-                self.go_on(generation, worker_gone(generation), now)
-            else:
+            if generation.session is not None:
                 self.leave_silent(generation, now)
+            elif self._has_open_worker(generation):
+                self.go_on(generation, worker_gone(generation), now)
             if request_id in self._give_up_at and now >= give_up_at:
                 self.cancel_attempt(generation)
                 self.settle(generation, worker_gone(generation))

@@ -293,11 +293,13 @@ class Dispatcher:
             if generation is None or output.attempt != generation.attempt:
                 continue  # of an attempt that was cancelled or moved
             if tokens := output.tokens:
-                _check_output(generation, output)
-                cached = output.cached_tokens if output.HasField("cached_tokens") else None
+                _check_output(generation, output.position, len(tokens))
+                cached = None
+                if generation.awaits_first_token and output.HasField("cached_tokens"):
+                    cached = output.cached_tokens
                 generation.feed(tokens, cached)
                 count = len(tokens) // TOKEN_BYTES
-                progress.append(Progress(output.request_id, output.attempt, count, cached))
+                progress.append(Progress(generation.request_id, generation.attempt, count, cached))
             if output.finish_reason:
                 ended.append((generation, output))
         session.load = load = load_from_wire(step.load)
@@ -351,14 +353,13 @@ class Dispatcher:
                 self.attempts.go_on(generation, worker_gone(generation), now)
 
 
-def _check_output(generation: Generation, output: pb.RequestOutput) -> None:
+def _check_output(generation: Generation, position: int, size: int) -> None:
     """Nothing is missing before the output, and there is no more of it than was asked for."""
     expected = generation.num_output_tokens
-    size = len(output.tokens)
-    if output.position != expected or size % TOKEN_BYTES:
+    if position != expected or size % TOKEN_BYTES:
         raise PeerError(
-            f"output of {output.request_id} at position {output.position} in {size} bytes, "
+            f"output of {generation.request_id} at position {position} in {size} bytes, "
             f"expected position {expected}"
         )
     if expected + size // TOKEN_BYTES > generation.request.sampling.max_tokens:
-        raise PeerError(f"output of {output.request_id} is longer than its max_tokens")
+        raise PeerError(f"output of {generation.request_id} is longer than its max_tokens")

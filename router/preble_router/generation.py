@@ -53,6 +53,7 @@ class Generation:
     Attributes:
         attempt: of the present placement, from 1.
         output: packed output of all attempts, in the order in which it is handed out.
+        num_output_tokens: in it; handed out or not.
         session: where it runs; None while no worker has it.
         placed_at: when the present attempt was submitted.
         failed: (worker id, session serial) of the attempts that broke off.
@@ -61,13 +62,16 @@ class Generation:
     __slots__ = (
         "_cached_tokens",
         "_cancel",
+        "_closed",
         "_end",
+        "_loop",
         "_taken",
         "_waiter",
         "attempt",
         "deadline_timer",
         "failed",
         "num_before_attempt",
+        "num_output_tokens",
         "output",
         "placed_at",
         "predicted_cached_tokens",
@@ -86,12 +90,15 @@ class Generation:
         self.session: Session | None = None
         self.placed_at = 0.0
         self.output = bytearray()
+        self.num_output_tokens = 0
         self.num_before_attempt = 0
         self.failed: set[tuple[str, int]] = set()
         self.deadline_timer: asyncio.TimerHandle | None = None
         self._cancel = cancel
+        self._loop = asyncio.get_running_loop()
         self._cached_tokens: int | None = None
         self._taken = 0
+        self._closed = False
         self._end: FinishReason | PrebleError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -101,9 +108,9 @@ class Generation:
         return self.request.request_id
 
     @property
-    def num_output_tokens(self) -> int:
-        """Output tokens received so far, handed out or not."""
-        return len(self.output) // TOKEN_BYTES
+    def awaits_first_token(self) -> bool:
+        """Whether the present attempt has yielded nothing yet."""
+        return self.num_output_tokens == self.num_before_attempt
 
     @property
     def attempt_output_tokens(self) -> int:
@@ -124,29 +131,24 @@ class Generation:
         return self
 
     async def __anext__(self) -> Delta:
-        while True:
-            end = self._end
-            if isinstance(end, FinishReason):
-                if self._taken < 0:
-                    raise StopAsyncIteration
-                delta = self._take(end)
-                self._taken = -1
-                return delta
-            if 0 <= self._taken < len(self.output):
-                return self._take(None)
-            if end is not None:
-                if self._taken < 0:
-                    raise StopAsyncIteration
-                self._taken = -1
-                raise end
-            self._waiter = asyncio.get_running_loop().create_future()
+        while self._taken == len(self.output) and self._end is None:
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+        if self._closed:
+            raise StopAsyncIteration
+        end = self._end
+        if end is None or (self._taken < len(self.output) and isinstance(end, PrebleError)):
+            return self._take(None)
+        self._closed = True
+        if isinstance(end, PrebleError):
+            raise end
+        return self._take(end)
 
     def _take(self, finish_reason: FinishReason | None) -> Delta:
-        tokens = bytes(self.output[self._taken :]) if self._taken else bytes(self.output)
+        tokens = bytes(memoryview(self.output)[self._taken :])
         self._taken += len(tokens)
         return Delta(
             tokens,
@@ -177,9 +179,11 @@ class Generation:
     def feed(self, tokens: bytes, cached_tokens: int | None) -> None:
         """Output of a step. The cached share of a resumed attempt counts the prompt only."""
         self.output += tokens
+        self.num_output_tokens += len(tokens) // TOKEN_BYTES
         if cached_tokens is not None:
             self._cached_tokens = min(cached_tokens, num_tokens(self.request.tokens))
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def end(self, end: FinishReason | PrebleError) -> None:
         """The one end."""

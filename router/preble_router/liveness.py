@@ -6,7 +6,7 @@ heard ------------------------------------> suspect ---- heard ----> back
 
 from enum import Enum
 
-_STALL_SECONDS = 0.5
+_STALL_SECONDS = 0.2
 """A longer gap between two checks means that the router itself was held up."""
 _LONGEST_STEP_SECONDS = 60.0
 """A longer announced step is not believed, so that every hang ends."""

@@ -95,6 +95,9 @@ class Membership:
         member = self.members.get(address)
         if member is not None:
             member.static |= static
+            if member.session is not None and member.session.liveness.suspect:
+                # A worker announces itself when it has no link: the silent stream is dead.
+                self._end(member.session, "silent, and announces itself anew")
             if member.session is None:
                 member.link.retry_now()
             return
@@ -170,6 +173,7 @@ class Membership:
             now=monotonic(),
         )
         self._admit(session)
+        self._listener.worker_joined(session)
         member = self.members[link.address]
         member.session = session
         member.worker_id = session.worker_id
@@ -181,7 +185,6 @@ class Membership:
             session.address,
             session.spec.epoch,
         )
-        self._listener.worker_joined(session)
         return session
 
     def link_step(self, session: Session, step: pb.StepOutput) -> None:

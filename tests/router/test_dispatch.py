@@ -288,7 +288,7 @@ async def test_a_draining_worker_s_requests_go_elsewhere() -> None:
 
 async def test_a_silent_worker_loses_its_requests_and_is_used_again_when_it_speaks() -> None:
     hung, other = FakeWorker("w0"), FakeWorker("w1")
-    async with cluster(hung, other) as dispatcher:
+    async with cluster(hung, other, silence_seconds=0.4) as dispatcher:
         tasks = await midway(dispatcher, "q0", "q1", max_tokens=600)
         hung.faults.silent = True
         await until(lambda: len(other.submits) == 2)
@@ -304,7 +304,7 @@ async def test_a_silent_worker_loses_its_requests_and_is_used_again_when_it_spea
 
 async def test_a_lone_silent_worker_keeps_its_requests_until_it_speaks() -> None:
     worker = FakeWorker()
-    async with cluster(worker) as dispatcher:
+    async with cluster(worker, silence_seconds=0.4) as dispatcher:
         (task,) = await midway(dispatcher, "q0", max_tokens=500)
         worker.faults.silent = True
         await until(lambda: dispatcher.status().workers[0].state == "suspect")
@@ -315,7 +315,7 @@ async def test_a_lone_silent_worker_keeps_its_requests_until_it_speaks() -> None
 
 async def test_a_lone_worker_that_stays_silent_fails_its_requests() -> None:
     worker = FakeWorker()
-    async with cluster(worker, takeover_seconds=0.2) as dispatcher:
+    async with cluster(worker, takeover_seconds=0.2, silence_seconds=0.4) as dispatcher:
         generation = dispatcher.start(generation_request(max_tokens=1000))
         await until(lambda: generation.num_output_tokens > 3)
         worker.faults.silent = True
@@ -330,7 +330,7 @@ async def test_an_announced_long_step_is_no_silence() -> None:
         step.next_step_seconds = 30.0
         return step
 
-    async with cluster(worker, other) as dispatcher:
+    async with cluster(worker, other, silence_seconds=0.4) as dispatcher:
         (task,) = await midway(dispatcher, "q0", max_tokens=500)
         worker.faults.mangle = announce
         await asyncio.sleep(0.05)
@@ -435,7 +435,7 @@ async def test_a_lost_end_does_not_hang_the_client() -> None:
         return None if any(output.finish_reason for output in step.outputs) else step
 
     worker.faults.mangle = without_end
-    async with cluster(worker) as dispatcher:
+    async with cluster(worker, silence_seconds=0.4) as dispatcher:
         generation = dispatcher.start(generation_request(max_tokens=5))
         await until(lambda: len(worker.submits) == 1 and not worker.running)
         worker.faults.mangle = lambda step: step

@@ -169,6 +169,18 @@ async def test_adding_is_idempotent_and_brings_a_lost_worker_back_at_once() -> N
         await worker.stop()
 
 
+async def test_a_silent_worker_that_announces_itself_gets_a_new_link() -> None:
+    worker = FakeWorker()
+    async with cluster(worker, silence_seconds=0.4) as dispatcher:
+        dispatcher.add_worker(worker.address)
+        worker.faults.silent = True
+        await until(lambda: states(dispatcher) == {"w0": "suspect"})
+        worker.faults.silent = False
+        dispatcher.add_worker(worker.address)
+        await until(lambda: worker.num_links_total == 2)
+        await linked(dispatcher, 1)
+
+
 async def test_a_removed_worker_is_not_taken_back_until_it_restarts() -> None:
     worker = FakeWorker("w0", epoch=1)
     async with cluster(worker) as dispatcher:
@@ -249,7 +261,7 @@ async def test_a_worker_that_answers_hello_only_is_not_ready() -> None:
                 await asyncio.sleep(3600)
 
     worker = Starting()
-    async with cluster() as dispatcher:
+    async with cluster(silence_seconds=0.4) as dispatcher:
         dispatcher.add_worker(await worker.start())
         await until(lambda: states(dispatcher) == {"w0": "joining"})
         assert not dispatcher.is_ready
