@@ -79,11 +79,10 @@ async def test_errors_of_http_have_the_same_shape():
         assert_error(response, 405)
         assert response.headers["allow"] == "POST"
         json = {"content-type": "application/json"}
-        for content in (b"{", b"\xff", b"", b'{"model": NaN}', b"[" * 5000):
-            if len(content) < 1000:
-                assert_error(
-                    await served.http.post("/v1/completions", content=content, headers=json), 400
-                )
+        for content in (b"{", b"\xff", b"", b'{"model": NaN}', b'{"model": "\\ud800"}'):
+            assert_error(
+                await served.http.post("/v1/completions", content=content, headers=json), 400
+            )
         assert_error(await served.post("/v1/completions", ["prompt"]), 400)
         error = assert_error(await served.post("/v1/completions", {"prompt": "x" * 1000}), 413)
         assert error["code"] == "body_too_large"
@@ -99,6 +98,27 @@ async def test_errors_of_http_have_the_same_shape():
             )
             assert_error(response, 415)
         assert served.dispatcher.requests == []
+
+
+async def test_deep_nesting_is_a_wrong_body():
+    json = {"content-type": "application/json"}
+    async with gateway() as served:
+        for depth in (300, 1000, 100_000):
+            nested = b"[" * depth + b"]" * depth
+            for body in (nested, b'{"prompt": %b}' % nested, b'{"x": %b}' % nested):
+                response = await served.http.post("/v1/completions", content=body, headers=json)
+                assert_error(response, 400)
+
+
+async def test_a_full_router_refuses_before_it_tokenizes():
+    script = spoken("never ends", None)
+    async with gateway(FakeDispatcher(script=lambda _: script), max_live_requests=1) as served:
+        body = CHAT | {"stream": True}
+        async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            await anext(response.aiter_lines())
+            response = await served.post("/v1/completions", {"prompt": "x" * 100_000})
+            assert assert_error(response, 429)["code"] == "overloaded"
+    assert len(served.dispatcher.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from preble.errors import InvalidRequest, PrebleError
+from preble.errors import InvalidRequest, Overloaded, PrebleError
 from preble.page_keys import num_tokens
 from preble_router.config import RouterConfig
 from preble_router.gateway.body import read_object
@@ -65,6 +65,7 @@ class CompletionRoutes:
         """OpenAI's chat completion."""
         chat = read_chat(await read_object(request, max_bytes=self._config.max_body_bytes))
         check_model(chat.common.model, self._config.model)
+        self._refuse_overload()
         prompt = await self._prompts.encode_chat(
             chat.messages, template_variables=chat.template_variables
         )
@@ -83,6 +84,7 @@ class CompletionRoutes:
             vocab_size=self._prompts.tokenizer.vocab_size,
         )
         check_model(completion.common.model, self._config.model)
+        self._refuse_overload()
         prompts = [
             prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)
             for prompt in completion.prompts
@@ -94,6 +96,14 @@ class CompletionRoutes:
             encoder_class=CompletionEncoder,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
         )
+
+    def _refuse_overload(self) -> None:
+        """The dispatcher would refuse too, but only after the work of tokenizing."""
+        if self._dispatcher.num_live >= self._config.max_live_requests:
+            raise Overloaded(
+                f"{self._dispatcher.num_live} requests are in progress, "
+                "which is this router's limit"
+            )
 
     async def _generate(
         self,
@@ -109,7 +119,7 @@ class CompletionRoutes:
         # A client may send an id twice; a dispatcher must not see one twice.
         unique_id = f"{record.request_id}-{secrets.token_hex(4)}"
         requests = self._dispatch_requests(
-            unique_id, prompts, common, default_tokens, _deadline_at(request)
+            unique_id, prompts, common, default_tokens, _deadline_at(request, record)
         )
         live = LiveRequest(
             self._start_all(requests, common.stop),
@@ -174,8 +184,8 @@ class CompletionRoutes:
         return started
 
 
-def _deadline_at(request: Request) -> float | None:
-    """From `X-Request-Timeout`, seconds from now on; in `time.monotonic` seconds."""
+def _deadline_at(request: Request, record: RequestRecord) -> float | None:
+    """From `X-Request-Timeout`, seconds from its arrival on; in `time.monotonic` seconds."""
     given = request.headers.get("x-request-timeout")
     if given is None:
         return None
@@ -189,4 +199,4 @@ def _deadline_at(request: Request) -> float | None:
             f"not {given!r}",
             field="X-Request-Timeout",
         )
-    return time.monotonic() + seconds
+    return time.monotonic() - (time.perf_counter() - record.started_at) + seconds

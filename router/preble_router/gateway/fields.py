@@ -97,5 +97,8 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value in an error message, as JSON, cut where it becomes long."""
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # It reads deeper nesting than it writes.
+        return "a deeply nested value"
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."

@@ -94,6 +94,8 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
+    """`template_variables`: for the chat template, beside the messages."""
+
     common: CommonFields
     messages: list[dict[str, str]]
     template_variables: Mapping[str, Any]
