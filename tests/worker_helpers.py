@@ -40,9 +40,11 @@ class FakeEngine:
         self.num_decode_tokens = 0
         self._token = np.full(num_pages * page_tokens, -1, dtype=np.int64)
         self._position = np.full(num_pages * page_tokens, -1, dtype=np.int64)
+        self._seen: tuple[int, list[int], list[list[int]]] = (-1, [], [])
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
         self._check_shape(batch)
+        self._check_composition(batch)
         inputs = np.concatenate(
             [batch.tables.last_token[batch.slots[: batch.num_decodes]], batch.prefill_tokens]
         )
@@ -55,6 +57,19 @@ class FakeEngine:
             self._position[places] = np.arange(batch.counts[row]) + batch.starts[row]
         drawn = [self._draw(batch, row) for row in np.flatnonzero(batch.samples)]
         return np.array(drawn, dtype=np.int64)
+
+    def _check_composition(self, batch: Batch) -> None:
+        """What an engine may keep while the composition stays: slots, and pages seen before."""
+        ends = (batch.starts + batch.counts + self.page_tokens - 1) // self.page_tokens
+        pages = [
+            batch.tables.pages[slot, :end].tolist()
+            for slot, end in zip(batch.slots, ends, strict=True)
+        ]
+        composition, slots, before = self._seen
+        if batch.composition == composition:
+            assert batch.slots.tolist() == slots
+            assert [new[: len(old)] for new, old in zip(pages, before, strict=True)] == before
+        self._seen = batch.composition, batch.slots.tolist(), pages
 
     def _places(self, batch: Batch, row: int) -> npt.NDArray[np.int64]:
         """Where the tokens of a row's request lie, up to and with its new ones."""

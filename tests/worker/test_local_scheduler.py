@@ -207,6 +207,18 @@ def test_a_slot_that_changes_hands_is_another_composition() -> None:
     assert len({batch.composition for batch in worker.batches}) == 3
 
 
+def test_an_adopted_page_is_another_composition() -> None:
+    """The last page of a repeated prompt is computed again, then given up for the tree's."""
+    worker = Worker()
+    worker.submit("first", LONG, max_tokens=1)
+    worker.run()
+    worker.submit("second", LONG, max_tokens=3)
+    worker.run()
+    prefill, decode, last = worker.batches[-3:]
+    assert prefill.slots.tolist() == decode.slots.tolist()
+    assert prefill.composition < decode.composition == last.composition
+
+
 # Sharing.
 
 

@@ -18,7 +18,7 @@ PAGE = 2
 """Tokens per page here."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Holder:
     """A live request: its path, its table row and its grip on the tree."""
 

@@ -53,6 +53,10 @@ class CachedPrefix:
         )
 
 
+NOT_LOOKED_UP = CachedPrefix(0, CacheNode(b"", None, CachedPages(NO_PAGES, b"", 0.0)), b"", 1)
+"""Of a path that was never looked up; it is not current in any cache."""
+
+
 class PageCache:
     """All pages of one worker.
 

@@ -62,7 +62,7 @@ class Prefills:
     def should_follow(self, sequence: Sequence, *, step: int) -> bool:
         """Whether `sequence`, still waiting, gets its next page sooner by leaving it to another."""
         prefix = sequence.prefix
-        if prefix is None or not prefix.next_page:
+        if not prefix.next_page:
             return False
         other = self._computing.get((prefix.node, prefix.next_page))
         if other is None:

@@ -9,7 +9,7 @@ from preble.page_keys import TOKEN_BYTES, namespace_page, namespace_seed
 from preble.types import FinishReason, RequestOutput, WorkerRequest
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
-from preble_worker.page_cache import CachedPrefix
+from preble_worker.page_cache import NOT_LOOKED_UP
 
 
 class Stage(Enum):
@@ -116,7 +116,7 @@ class Sequence:
         self.namespace_page = namespace_page(request.namespace, page_bytes)
 
         self.stage = Stage.WAITING
-        self.prefix: CachedPrefix | None = None
+        self.prefix = NOT_LOOKED_UP
         self.cached_tokens = 0
         self.served_from_cache: int | None = None
         self.has_output = False
@@ -211,7 +211,7 @@ class Sequence:
         self.generated.clear()
         self.num_tokens = len(self.tokens) // TOKEN_BYTES
         self.stage = Stage.WAITING
-        self.prefix = None
+        self.prefix = NOT_LOOKED_UP
         self.cached_tokens = 0
         self.node = None
         self.num_held = self.num_pages = self.num_computed = 0
@@ -222,7 +222,8 @@ class Sequence:
         self.stage = Stage.ENDED
         self.tokens = b""
         self.generated.clear()
-        self.prefix = self.following = None
+        self.prefix = NOT_LOOKED_UP
+        self.following = None
 
 
 def newest_of_lowest_priority(sequences: Iterator[Sequence]) -> Sequence:

@@ -39,7 +39,7 @@ class Slots:
         False, and nothing has changed, if fewer than `spare` pages would stay available.
         """
         cache, prefix = self._cache, sequence.prefix
-        assert prefix is not None and prefix.is_current()
+        assert prefix.is_current()
         num_available = cache.num_available
         node, shared = cache.pin(sequence.path(prefix.num_pages))
         num_pages = -(-sequence.num_tokens // cache.page_tokens)

@@ -53,12 +53,12 @@ class WaitingQueue:
         """
         window = list(islice(self._queue.values(), WINDOW))
         for sequence in window:
-            self.refresh(sequence)
-        for _, group in groupby(window, key=lambda sequence: sequence.priority):
-            same_priority = list(group)
-            num_aged = sum(self._is_aged(sequence, now) for sequence in same_priority)
-            yield from same_priority[:num_aged]
-            yield from self._policy.order(same_priority[num_aged:])
+            if not sequence.prefix.is_current():
+                self.refresh(sequence)
+        for same_priority in _by_priority(window):
+            young = self._first_young(same_priority, now)
+            yield from same_priority[:young]
+            yield from self._policy.order(same_priority[young:])
 
     def start(self, sequence: Sequence, *, now: float) -> None:
         """Take out a request whose turn it was. Those that jumped the queue by age are no turn."""
@@ -68,11 +68,17 @@ class WaitingQueue:
 
     def refresh(self, sequence: Sequence) -> None:
         """Look a waiting request up again if the cache changed where its match ended."""
-        prefix = sequence.prefix
-        if prefix is None or not prefix.is_current():
+        if not sequence.prefix.is_current():
             self.num_missing -= sequence.num_missing
             self._look_up(sequence)
             self.num_missing += sequence.num_missing
+
+    def _first_young(self, sequences: list[Sequence], now: float) -> int:
+        """Where those begin that have not waited long, in order of arrival."""
+        for index, sequence in enumerate(sequences):
+            if not self._is_aged(sequence, now):
+                return index
+        return len(sequences)
 
     def _is_aged(self, sequence: Sequence, now: float) -> bool:
         return now - sequence.arrived_at >= self._age_escape_seconds
@@ -86,3 +92,10 @@ class WaitingQueue:
         for key, sequence in self._queue.items():
             assert key == (-sequence.priority, sequence.order)
             assert sequence.stage is Stage.WAITING and sequence.node is None
+
+
+def _by_priority(window: list[Sequence]) -> list[list[Sequence]]:
+    """Runs of one priority; nearly always there is only one."""
+    if not window or window[0].priority == window[-1].priority:
+        return [window]
+    return [list(run) for _, run in groupby(window, key=lambda sequence: sequence.priority)]

@@ -11,8 +11,11 @@ _STRIDES = [lcm(*range(1, NUM_GROUPS + 1)) // (group + 1) for group in range(NUM
 
 
 def group_of(candidate: Candidate) -> int:
-    """0 for a request with nothing cached, up to 9 for one that is at least 90 % cached."""
-    return min(NUM_GROUPS - 1, NUM_GROUPS * candidate.cached_tokens // candidate.num_tokens)
+    """0 for a request with nothing cached, up to 9 for one that is at least 90 % cached.
+
+    The last token of a request is never served from cache, so there is no tenth.
+    """
+    return NUM_GROUPS * candidate.cached_tokens // candidate.num_tokens
 
 
 class PrebleGroups:
