@@ -91,7 +91,8 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
         page_tokens=config.page_tokens,
         max_batch_tokens=config.max_batch_tokens or (512 if device.type == "cpu" else 2048),
         max_sequences=config.max_sequences,
-        context_tokens=context,
+        # A request is never longer than the cache that holds it.
+        context_tokens=min(context, num_pages * config.page_tokens),
         policy=config.policy,
         prefix_caching=config.prefix_caching,
         eos_token_ids=read_eos_token_ids(directory, raw),
@@ -112,7 +113,9 @@ def _load_model(
     if reason is not None:
         safetensors_files(directory)
         logger.warning("%s: %s; it runs through transformers, slower", directory, reason)
-        other = TransformersModel.load(directory, dtype=dtype, device=device)
+        other = TransformersModel.load(
+            directory, dtype=dtype, device=device, context_tokens=context_tokens
+        )
         return LoadedModel(
             model=other,
             kv_shapes=other.kv_shapes,

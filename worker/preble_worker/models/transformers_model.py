@@ -24,6 +24,7 @@ PROBE_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of two logits, relative to the largest logit, that rounding explains."""
 
+UNSTEADY_ROPE_TYPES = {"dynamic", "longrope"}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -74,7 +75,7 @@ class TransformersModel:
 
     @classmethod
     def load(
-        cls, directory: Path, *, dtype: torch.dtype, device: torch.device
+        cls, directory: Path, *, dtype: torch.dtype, device: torch.device, context_tokens: int
     ) -> "TransformersModel":
         """Load from safetensors with transformers' own code, never the checkpoint's.
 
@@ -96,7 +97,7 @@ class TransformersModel:
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise ConfigError(f"{directory}: transformers cannot load it: {error}") from error
         model = model.eval().to(device)
-        reason = _unsupported(model)
+        reason = _unsupported(model, context_tokens)
         if reason is None:
             seat = StepSeat()
             kv_shapes, reason = _probe(model, seat, dtype)
@@ -117,7 +118,7 @@ class TransformersModel:
         return logits[0]
 
 
-def _unsupported(model: Any) -> str | None:
+def _unsupported(model: Any, context_tokens: int) -> str | None:
     """What of the model's interface the engine cannot do without, or None."""
     parameters = inspect.signature(model.forward).parameters
     for name in ("position_ids", "logits_to_keep"):
@@ -128,6 +129,20 @@ def _unsupported(model: Any) -> str | None:
         return f"it has layers of type {', '.join(sorted(kinds - LAYER_TYPES))}"
     if getattr(model.config, "attention_chunk_size", None):
         return "it attends in chunks"
+    return _unsteady_rope(model.config, context_tokens)
+
+
+def _unsteady_rope(config: Any, context_tokens: int) -> str | None:
+    """Some rotations change for all tokens once one is beyond a position: another request's
+    length would then change this one's keys, those in the cache included."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = parameters.get("rope_type")
+        limit = parameters.get("original_max_position_embeddings") or getattr(
+            config, "max_position_embeddings", 0
+        )
+        if kind in UNSTEADY_ROPE_TYPES and context_tokens > limit:
+            return f"rope_type {kind} changes with length; set context_tokens to at most {limit}"
     return None
 
 
