@@ -26,7 +26,8 @@ class RouterConfig:
         api_keys: bearer tokens accepted on HTTP and gRPC; empty accepts everybody.
         worker_token: bearer token to present to workers, "" for none.
         worker_ca: CA file for TLS towards workers; None for plain text.
-        journal: file that records every scheduler input, for replay; None for none.
+        journal: file that records every scheduler input, for replay; None for none. One that is
+            there is kept as FILE.previous.
         drain_seconds: how long running requests may go on after SIGTERM.
     """
 

@@ -24,6 +24,8 @@ from preble_router.config import RouterConfig
 from preble_router.dispatch import Dispatcher
 from preble_router.gateway.app import make_app
 from preble_router.grpc_services import CLUSTER, INFERENCE, ClusterService, InferenceService
+from preble_router.journal import Journal
+from preble_router.journal_file import JournalFile
 from preble_router.metrics import Metrics
 from preble_router.policies import make_policy
 from preble_router.prompt_encoding import PromptEncoder
@@ -57,6 +59,7 @@ class RouterServer:
         self.http_address = ""
         self.grpc_address = ""
         self._metrics = Metrics()
+        self._journal: JournalFile | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._cut_short = asyncio.Event()
         self._ended = asyncio.Event()
@@ -70,12 +73,7 @@ class RouterServer:
         config = self.config
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, config.model_path)
         self._encoder = PromptEncoder(tokenizer)
-        scheduler = GlobalScheduler(
-            make_policy(config.policy),
-            rng=random.Random(config.seed),
-            page_tokens=config.page_tokens,
-        )
-        self.dispatcher = Dispatcher(config, scheduler)
+        self.dispatcher = Dispatcher(config, self._make_scheduler())
         self._grpc = aio_server(config.api_keys)
         await self._add_services()
         listener = _listen_http(config.host, config.port)
@@ -104,6 +102,15 @@ class RouterServer:
             self.grpc_address,
         )
 
+    def _make_scheduler(self) -> GlobalScheduler:
+        config = self.config
+        policy, rng = make_policy(config.policy), random.Random(config.seed)
+        if config.journal is None:
+            return GlobalScheduler(policy, rng=rng, page_tokens=config.page_tokens)
+        self._journal = JournalFile(config.journal)
+        journal = Journal(self._journal.write)
+        return journal.start(policy, rng=rng, page_tokens=config.page_tokens)
+
     async def wait(self) -> None:
         """Returns when the router has stopped."""
         await self._ended.wait()
@@ -131,6 +138,8 @@ class RouterServer:
         self._http.should_exit = True
         await asyncio.gather(self._grpc.stop(CLOSE_SECONDS), self._serving)
         self._encoder.close()
+        if self._journal is not None:
+            self._journal.close()
         _log.info("router stopped")
         self._ended.set()
 

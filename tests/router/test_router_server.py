@@ -19,6 +19,8 @@ from preble import AsyncClient
 from preble.errors import ConfigError, NoWorkers
 from preble.page_keys import pack_tokens
 from preble_deploy.demo_model import make_demo_model
+from preble_router.journal import placements, replay
+from preble_router.journal_file import JournalFile
 from preble_router.server import RouterServer, join_host_port
 
 IDS = list(range(50, 90))
@@ -228,3 +230,39 @@ async def test_tokens_reach_workers_in_the_wire_s_form(model_path: Path) -> None
             await http.post("/v1/completions", json=body)
         assert worker.submits[0].tokens == pack_tokens(IDS)
         assert worker.submits[0].namespace == "tenant"
+
+
+async def test_the_journal_replays_to_the_same_placements(model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text("an older one")
+    workers = [small_worker(worker_id=f"w{i}") for i in range(2)]
+    async with router(*workers, model_path=model_path, journal=path) as server:  # noqa: SIM117
+        async with AsyncClient(server.grpc_address) as client:
+            for i in range(6):
+                await client.generate([*IDS, i], max_tokens=3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    made = placements(lines)
+    assert [placement.worker_id for placement in made].count("w0") == len(workers[0].submits)
+    assert len(made) == 6
+    assert replay(lines) == made
+    assert (tmp_path / "journal.jsonl.previous").read_text() == "an older one"
+
+
+def test_a_journal_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="journal is"):
+        JournalFile(tmp_path / "nowhere" / "journal.jsonl")
+
+
+def test_a_full_disk_ends_the_journal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    opened = full.open("wb")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: opened)
+    journal = JournalFile(tmp_path / "journal.jsonl")
+    for _ in range(10):
+        journal.write({"at": 1.0, "tick": {}})
+    journal.close()
+    assert caplog.text.count("ends here") == 1
