@@ -46,7 +46,7 @@ class TrueWorker:
         for event in events:
             if isinstance(event, Stored):
                 self.held |= prefixes(event.path)
-            else:
+            elif event.keep * KEY_BYTES < len(event.path):
                 gone = event.path[: (event.keep + 1) * KEY_BYTES]
                 self.held = {path for path in self.held if not path.startswith(gone)}
         return CacheEvents(self.epoch, self.seq, events)

@@ -169,7 +169,9 @@ class E2(RoutingPolicy):
     def tick(self, *, now: float) -> None:
         self._window.expire(now)
         loads = self._load()
+        slots = [slot for slot in sorted(self._specs) if self._table.worker_ids[slot]]
         self._shift.balance(
-            {slot: float(loads[slot]) for slot in self._specs if self._table.worker_ids[slot]},
+            {slot: float(loads[slot]) for slot in slots},
+            {slot: self._decode_seconds(slot) for slot in slots},
             now=now,
         )

@@ -54,14 +54,17 @@ class LoadShift:
                 del targets[source]
         self._redirects = {node: targets for node, targets in self._redirects.items() if targets}
 
-    def balance(self, loads: dict[int, float], *, now: float) -> None:
-        """Compare the `loads` of all open slots, in seconds, and act on them."""
+    def balance(self, loads: dict[int, float], decodes: dict[int, float], *, now: float) -> None:
+        """Compare the `loads` of all slots in use, in seconds, and act on them.
+
+        `decodes` are the seconds that a request decodes on each.
+        """
         self.due_at = now + INTERVAL_SECONDS
         self._prune()
         if len(loads) < 2 or self._window.counts.sum() < REQUESTS_PER_WORKER * len(loads):
             return
         heavy, light = _extremes(loads)
-        movable = self._movable(heavy)
+        movable = self._movable(heavy, decodes[heavy])
         while _is_unbalanced(loads, heavy, light) and movable:
             key, cost = movable.pop(0)
             if loads[light] + cost > loads[heavy] - cost:
@@ -71,14 +74,14 @@ class LoadShift:
             loads[light] += cost
             heavier, light = _extremes(loads)
             if heavier != heavy:
-                heavy, movable = heavier, self._movable(heavier)
+                heavy, movable = heavier, self._movable(heavier, decodes[heavier])
         if _is_unbalanced(loads, heavy, light):
             self._copy_where_queues_grow(heavy, light, now=now)
 
-    def _movable(self, slot: int) -> list[tuple[ClusterNode, float]]:
+    def _movable(self, slot: int, decode_seconds: float) -> list[tuple[ClusterNode, float]]:
         """Key prefixes assigned to `slot` and not redirected yet, cheapest first."""
         costs = [
-            (sum(entry.seconds for entry in entries), order, key)
+            (sum(entry.seconds + decode_seconds for entry in entries), order, key)
             for order, (key, entries) in enumerate(self._window.by_key[slot].items())
             if slot not in self._redirects.get(key, {})
         ]
@@ -130,4 +133,5 @@ def _queue_grows(entries: list[Assigned], middle: float) -> bool:
     late = [e.queue_seconds for e in entries if e.queue_seconds is not None and e.at >= middle]
     if not early or not late:
         return False
-    return sum(late) / len(late) >= QUEUE_GROWTH * sum(early) / len(early)
+    early_mean, late_mean = sum(early) / len(early), sum(late) / len(late)
+    return late_mean > 0.0 and late_mean >= QUEUE_GROWTH * early_mean
