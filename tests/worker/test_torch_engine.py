@@ -289,5 +289,5 @@ def test_what_the_decoder_lacks_goes_to_transformers(
 
 def test_rotation_that_changes_with_the_batch_is_refused(tmp_path: Path) -> None:
     save_model(transformers.LlamaConfig(**(TINY | {"rope_parameters": LONGROPE})), tmp_path)
-    with pytest.raises(ConfigError, match="longrope .* set context_tokens to at most 256"):
+    with pytest.raises(ConfigError, match=r"longrope .* set context_tokens to at most 256"):
         load(tmp_path)

@@ -135,12 +135,11 @@ def _unsupported(model: Any, context_tokens: int) -> str | None:
 def _unsteady_rope(config: Any, context_tokens: int) -> str | None:
     """Some rotations change for all tokens once one is beyond a position: another request's
     length would then change this one's keys, those in the cache included."""
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    longest = int(getattr(config, "max_position_embeddings", None) or 0)
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        kind = parameters.get("rope_type")
-        limit = parameters.get("original_max_position_embeddings") or getattr(
-            config, "max_position_embeddings", 0
-        )
+        kind = parameters.get("rope_type", parameters.get("type"))
+        limit = int(parameters.get("original_max_position_embeddings") or longest)
         if kind in UNSTEADY_ROPE_TYPES and context_tokens > limit:
             return f"rope_type {kind} changes with length; set context_tokens to at most {limit}"
     return None
