@@ -107,6 +107,7 @@ class LinkClient:
         self.requests: dict[str, list[Collected]] = {}
         self.ended: grpc.StatusCode | None = None
         self.details = ""
+        self.pause_seconds = 0.0
         self._parts: list[pb.CacheSnapshot] = []
         self._heard = asyncio.Condition()
         self._reader: asyncio.Task[None] | None = None
@@ -176,6 +177,8 @@ class LinkClient:
         try:
             while (message := await self.call.read()) is not grpc.aio.EOF:
                 self._hear(message)
+                if self.pause_seconds:
+                    await asyncio.sleep(self.pause_seconds)
                 async with self._heard:
                     self._heard.notify_all()
             self.ended = await self.call.code()

@@ -17,6 +17,7 @@ from preble.errors import ConfigError
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble_worker.config import WorkerConfig
+from preble_worker.server import WorkerServer
 
 PATIENCE_SECONDS = 40.0
 
@@ -25,7 +26,6 @@ import sys
 from pathlib import Path
 from preble_worker import server
 from preble_worker.config import WorkerConfig
-from preble_worker.server import WorkerServer
 from worker_link_helpers import simulated
 import time
 

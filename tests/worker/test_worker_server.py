@@ -75,6 +75,12 @@ class Gate:
         self._open.set()
 
 
+def small_window(address: str) -> grpc.aio.Channel:
+    """A channel on which gRPC does not take megabytes ahead on the client's behalf."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
 def pause(_: float) -> None:
     """A step that takes long enough for others to get a word in."""
     threading.Event().wait(0.005)
@@ -287,9 +293,7 @@ async def test_a_router_that_does_not_read_is_cut_off(bound: str, monkeypatch):
     else:
         monkeypatch.setattr(router_link, "MAX_STUCK_SECONDS", 0.2)
     async with worker() as running, link(running.address, "reads") as reads:
-        # A small window, or gRPC would take megabytes on the client's behalf.
-        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]
-        channel = grpc.aio.insecure_channel(running.address, options=options)
+        channel = small_window(running.address)
         deaf = await LinkClient.attach(running.address, "deaf", channel=channel)
         for i in range(40):
             await deaf.submit(f"r{i}", prompt_of(30, seed=i), 4000)
@@ -301,6 +305,22 @@ async def test_a_router_that_does_not_read_is_cut_off(bound: str, monkeypatch):
         await deaf.close()
         await reads.submit("a", prompt_of(30), 10)
         assert (await reads.finished("a")).tokens == oracle(prompt_of(30), 10)
+
+
+async def test_a_router_that_reads_slowly_slows_the_worker_and_is_not_cut_off(monkeypatch):
+    monkeypatch.setattr(router_link, "LAG_MESSAGES", 8)
+    monkeypatch.setattr(router_link, "LAG_PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(router_link, "MAX_PENDING_BYTES", 60_000)
+    async with worker(simulated(num_pages=1000)) as running:
+        slow = await LinkClient.attach(running.address, channel=small_window(running.address))
+        slow.pause_seconds = 0.002
+        slow.start_reading()
+        for i in range(20):
+            await slow.submit(f"r{i}", prompt_of(30, seed=i), 300)
+        for i in range(20):
+            result = await slow.finished(f"r{i}")
+            assert result.tokens == oracle(prompt_of(30, seed=i), 300)
+        await slow.close()
 
 
 # Calls that are not links

@@ -63,6 +63,10 @@ class RequestBook:
         del self._wanted[link][request_id]
         return key
 
+    def owner(self, key: str) -> Owner | None:
+        """Whose request `key` is; None when its link is gone."""
+        return self._owners.get(key)
+
     def settle(self, output: RequestOutput) -> Owner | None:
         """Who is to get `output`; None when its link is gone. Forgets a request that ended."""
         key = output.request_id

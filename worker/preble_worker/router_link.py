@@ -1,8 +1,12 @@
 """One router's stream, seen from its worker: what waits to be written, and how long it may.
 
-Writing waits for the router to read. The worker must not: its step loop goes on whoever reads, so
-what a router has not taken yet is kept here, within bounds. A router beyond them is cut off; it
-links again and starts from a snapshot.
+Writing waits for the router to read, so what it has not taken yet is kept here, within bounds.
+
+    keeps up ── LAG_MESSAGES behind ──▶ lags: the step loop waits for it, as long as it reads on
+                                          │
+                                          └── reads nothing ──▶ stuck: nobody waits; then cut off
+
+A router that is cut off links again and starts from a snapshot.
 """
 
 import asyncio
@@ -11,6 +15,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 
 from preble.v1 import worker_pb2 as pb
+
+LAG_MESSAGES = 64
+"""More unread messages than that are no hiccup: the router is slower than the engine."""
+
+LAG_PATIENCE_SECONDS = 0.1
+"""Who takes nothing for as long is stuck, not slow; the other routers must not pay for it."""
 
 MAX_PENDING_BYTES = 32 * 1024 * 1024
 """Steps of about a minute with 256 streams at 50 steps per second."""
@@ -65,6 +75,12 @@ class RouterLink:
     def put_parts(self, messages: Iterable[pb.WorkerMessage]) -> None:
         """Queue messages that are made when they are written: parts of a large snapshot."""
         self._enqueue(0, messages)
+
+    @property
+    def lags(self) -> bool:
+        """It reads, but more slowly than the step loop reports."""
+        unread_seconds = self._clock() - self._progress_at
+        return len(self._pending) > LAG_MESSAGES and unread_seconds < LAG_PATIENCE_SECONDS
 
     def end(self) -> None:
         """Take nothing more; `write_to` returns when everything queued is written."""

@@ -51,7 +51,9 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 MAX_UNDELIVERED = 4
-"""Deliveries on their way to the event loop. An engine faster than the wire waits here."""
+"""Deliveries on their way to the routers. An engine faster than the wire waits here."""
+
+LAG_POLL_SECONDS = 0.002
 
 HANG_SECONDS = 2.0
 """Silence of the step loop, beyond the step it announced, after which health says NOT_SERVING."""
@@ -190,7 +192,20 @@ class WorkerServer:
         self._event_loop.call_soon_threadsafe(self._take, delivery)
 
     def _take(self, delivery: Delivery) -> None:
-        self._undelivered.release()
+        """On the event loop: pass one delivery on."""
+        try:
+            self._pass_on(delivery)
+        finally:
+            self._release_when_read()
+
+    def _release_when_read(self) -> None:
+        """Let the step loop deliver once more, as soon as no router lags."""
+        if self._service.lags:
+            self._event_loop.call_later(LAG_POLL_SECONDS, self._release_when_read)
+        else:
+            self._undelivered.release()
+
+    def _pass_on(self, delivery: Delivery) -> None:
         match delivery:
             case LoopReport():
                 ahead = HANG_SECONDS + delivery.next_step_seconds

@@ -35,7 +35,7 @@ from preble_worker.loop_messages import (
 )
 from preble_worker.request_book import RequestBook
 from preble_worker.router_link import RouterLink
-from preble_worker.step_messages import step_messages
+from preble_worker.step_messages import StepMessages
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._post = post
         self._drain = drain
         self._book = RequestBook()
+        self._messages = StepMessages(self._book)
         self._links: dict[int, RouterLink] = {}
         self._numbers = itertools.count(1)
 
@@ -70,6 +71,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         """Whether a router of that id is linked; "" stands for any router."""
         links = self._links.values()
         return any(link.router_id == router_id or not router_id for link in links)
+
+    @property
+    def lags(self) -> bool:
+        """Some router reads more slowly than the step loop reports."""
+        return any(link.lags for link in self._links.values())
 
     def deliver(self, delivery: LoopReport | SnapshotTaken) -> None:
         """Queue a delivery of the engine loop on the links it is for."""
@@ -80,7 +86,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 link.is_live = True
             return
         live = [link.number for link in self._links.values() if link.is_live]
-        for number, message in step_messages(delivery, self._book, live):
+        for number, message in self._messages.of(delivery, live):
             self._links[number].put(message)
 
     def end_links(self) -> None:
