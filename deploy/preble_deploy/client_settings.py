@@ -1,12 +1,16 @@
 """Options of the commands that talk to a running cluster or look at this machine."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from preble_deploy.settings import Address, Port
 from preble_deploy.sources import Flag, Settings
+
+TARGET = "Target"
+REQUESTS = "Requests"
+RESULTS = "Results"
 
 
 class ClientOptions(Settings):
@@ -45,7 +49,7 @@ class RouteSettings(ClientOptions):
     section: ClassVar[str] = "route"
 
     text: Annotated[str, Flag(argument=True, metavar="TEXT")] = Field(
-        "", description="The prompt; `-` reads it from standard input."
+        description="The prompt; `-` reads it from standard input."
     )
     namespace: Annotated[str, Flag(metavar="NAME")] = Field(
         "", description="Tenant whose cached prefixes may be used."
@@ -53,6 +57,78 @@ class RouteSettings(ClientOptions):
     max_tokens: Annotated[
         int, Field(ge=0), Flag(metavar="TOKENS", default="the router's estimate")
     ] = Field(0, description="Output limit of the imagined request.")
+
+
+class ReplaySettings(Settings):
+    """`preble replay`."""
+
+    section: ClassVar[str] = "replay"
+
+    trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
+        description="Mooncake JSONL, Preble's own JSONL or Azure CSV, gzipped or not."
+    )
+    url: Annotated[str, Flag(metavar="URL", panel=TARGET)] = Field(
+        "http://127.0.0.1:8000",
+        description="http(s)://HOST:PORT of an OpenAI-compatible server, or grpc(s)://HOST:PORT "
+        "of a Preble router.",
+    )
+    served_model_name: Annotated[
+        str,
+        Flag(
+            names=("--model", "--served-model-name"),
+            metavar="NAME",
+            panel=TARGET,
+            default="the first one listed",
+        ),
+    ] = Field("", description="Model to ask for.")
+    api_key: Annotated[str, Flag(metavar="KEY", panel=TARGET, secret=True)] = Field(
+        "", description="Bearer token to present, where the server demands one."
+    )
+    ca: Annotated[Path | None, Flag(metavar="FILE", panel=TARGET)] = Field(
+        None, description="PEM file with the certificates to trust for https and grpcs."
+    )
+    timeout_seconds: Annotated[
+        float,
+        Field(gt=0),
+        Flag(names=("--timeout", "--timeout-seconds"), metavar="SECONDS", panel=TARGET),
+    ] = Field(600.0, description="Until an answer is given up.")
+    vocab_size: Annotated[
+        int | None, Field(ge=4), Flag(metavar="TOKENS", panel=TARGET, default="ask the cluster")
+    ] = Field(None, description="Token ids of the prompts stay below it.")
+    trace_format: Annotated[
+        Literal["mooncake", "preble", "azure"] | None,
+        Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
+    ] = Field(None, description="Format of the trace.")
+    limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
+        Field(None, description="Replay the first N requests.")
+    )
+    skip_bad_lines: Annotated[bool, Flag(names=("--skip-bad-lines",), panel=REQUESTS)] = Field(
+        False, description="Leave out lines that cannot be used, instead of stopping at the first."
+    )
+    scale_lengths: Annotated[float | None, Field(ge=1), Flag(metavar="X", panel=REQUESTS)] = Field(
+        None, description="Divide all lengths by X; what is shared stays shared."
+    )
+    max_context: Annotated[int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
+        None, description="Divide all lengths by what makes every request fit so many tokens."
+    )
+    max_output_tokens: Annotated[
+        int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)
+    ] = Field(None, description="Cap of the output lengths.")
+    speed: Annotated[float, Field(gt=0), Flag(metavar="X", panel=REQUESTS)] = Field(
+        1.0, description="Run the trace's clock X times as fast."
+    )
+    rate: Annotated[float | None, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
+        None, description="Instead, so many requests per second on average."
+    )
+    seed: Annotated[int, Field(ge=0), Flag(metavar="SEED", panel=REQUESTS)] = Field(
+        0, description="Seed of everything random."
+    )
+    out: Annotated[Path | None, Flag(metavar="FILE", panel=RESULTS)] = Field(
+        None, description="Write the figures here, as JSON."
+    )
+    requests_out: Annotated[Path | None, Flag(metavar="FILE", panel=RESULTS)] = Field(
+        None, description="Write what happened to each request here, as JSON lines."
+    )
 
 
 class DoctorSettings(Settings):

@@ -16,7 +16,8 @@ def visible_gpus() -> list[str]:
         names = [name.strip() for name in chosen.split(",")]
         # CUDA itself stops at the first invalid one; -1 is the usual way to say none.
         return [name for name in names if name and not name.startswith("-")]
-    return [str(i) for i, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+    # A container sees only its own here, other than in /proc/driver/nvidia.
+    return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def num_workers(asked: int | None, gpus: list[str]) -> int:

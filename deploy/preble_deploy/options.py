@@ -74,9 +74,8 @@ def _help(name: str, field: FieldInfo) -> str:
     if flag.choices:
         parts.append(f"One of {allowed(field)}.")
     default = flag.default or _printed(field.default)
-    if flag.secret and not field.default:
-        default = "none"
-    parts.append(f"[default: {default}; env: {variable(name)}]")
+    worth = "required" if field.is_required() else f"default: {default}"
+    parts.append(f"[{worth}; env: {variable(name)}]")
     # Brackets would be taken for markup.
     return " ".join(parts).replace("[", "\\[")
 

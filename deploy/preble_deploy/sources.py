@@ -159,6 +159,9 @@ def _complaints(
             continue
         name = str(problem["loc"][0])
         field = model.model_fields[name]
+        if problem["type"] == "missing":
+            complaints.append(f"{flag_names(name, field)[0]} is missing")
+            continue
         value = "given" if flag_of(field).secret else _quoted(problem["input"])
         words = f"allowed: {allowed(field)}" if allowed(field) else reason
         complaints.append(f"{_origin(model, name, given)} is {value}; {words}")

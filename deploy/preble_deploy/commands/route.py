@@ -28,7 +28,7 @@ def run(settings: RouteSettings) -> int:
     """Prints the table of candidates."""
     text = sys.stdin.read() if settings.text == "-" else settings.text
     if not text:
-        raise ConfigError("TEXT is empty; give a prompt, or - to read it from standard input")
+        raise ConfigError("TEXT is ''; allowed: a prompt, or - to read it from standard input")
     with connected(settings) as client:
         explanation = client.explain(
             text, namespace=settings.namespace, max_tokens=settings.max_tokens or None
