@@ -6,6 +6,7 @@ be measured as the cluster's latency.
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -92,7 +93,8 @@ class _Connection(asyncio.Protocol):
         if self._done is None:  # nobody asked
             self.close()
             return
-        self._now, self._touched = self._loop.time(), True
+        # The loop's own clock has milliseconds only, in uvloop.
+        self._now, self._touched = time.perf_counter(), True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

@@ -2,29 +2,31 @@
 
 import asyncio
 import importlib.util
-import random
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
 
 from preble.errors import ConfigError
-from preble_loadgen.arrivals import at_rate, at_speed
 from preble_loadgen.grpc_target import GrpcTarget
 from preble_loadgen.http_target import HttpTarget
 from preble_loadgen.progress import Progress, show
 from preble_loadgen.prompts import PromptMaker
+from preble_loadgen.replay_options import ReplayOptions, arrival_times, selected_trace
 from preble_loadgen.report import Report, RequestRecord, summarize
 from preble_loadgen.report_text import print_report
 from preble_loadgen.result_files import result_files
 from preble_loadgen.scaling import fits, prompt_tokens
 from preble_loadgen.target import Observation, Question, Served, Target
 from preble_loadgen.trace_request import TraceRequest
-from preble_loadgen.traces import Trace, load_trace
+from preble_loadgen.traces import Trace
+
+__all__ = ["ReplayOptions", "make_target", "replay", "run_replay"]
 
 EXIT_FAILURES = 1
 EXIT_INTERRUPTED = 130
@@ -32,96 +34,9 @@ DEFAULT_VOCAB_SIZE = 32_000
 """Where neither the options nor the cluster say."""
 _START_SECONDS = 0.1
 """Between reading the trace and its first request."""
+_SEED_FACTOR = 0x9E3779B1
+"""Odd, and so different salts for the first 2**32 seeds."""
 _UNFINISHED = {"cancelled", "deadline", "refused", "error"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayOptions:
-    """What to replay, against what, and how fast.
-
-    Attributes:
-        trace: a file of one of the formats of traces.py.
-        url: http(s)://host:port of an OpenAI-compatible server, or grpc(s)://host:port of ours.
-        format: of the trace; None to tell by content.
-        limit: replay the first so many requests.
-        skip_bad_lines: leave out lines that cannot be used.
-        scale_lengths: divide all lengths by this.
-        max_context: instead, divide by what makes every request fit so many tokens.
-        max_output_tokens: cap of the output lengths, after scaling.
-        speed: of the trace's clock; 2 is twice as fast.
-        rate: instead, requests/s on average.
-        seed: of everything random.
-        timeout: seconds until an answer is given up.
-        model: name to ask for; "" for the first one the cluster lists.
-        vocab_size: token ids stay below it; None asks the cluster.
-        api_key: bearer token, "" for none.
-        ca: file with the certificates to trust for https and grpcs.
-        out: file for the figures, as JSON.
-        requests_out: file for what happened to each request, as JSON lines.
-    """
-
-    trace: Path
-    url: str
-    format: str | None = None
-    limit: int | None = None
-    skip_bad_lines: bool = False
-    scale_lengths: float | None = None
-    max_context: int | None = None
-    max_output_tokens: int | None = None
-    speed: float = 1.0
-    rate: float | None = None
-    seed: int = 0
-    timeout: float = 600.0
-    model: str = ""
-    vocab_size: int | None = None
-    api_key: str = ""
-    ca: Path | None = None
-    out: Path | None = None
-    requests_out: Path | None = None
-
-
-def selected_trace(options: ReplayOptions) -> Trace:
-    """The requests to replay, lengths as they will be sent.
-
-    Raises:
-        ConfigError: the trace or an option cannot be used.
-    """
-    _check(options)
-    trace = load_trace(
-        options.trace,
-        format=options.format,
-        limit=options.limit,
-        skip_bad_lines=options.skip_bad_lines,
-    )
-    if options.scale_lengths is not None:
-        trace = trace.scaled(options.scale_lengths)
-    capped = trace.capped(options.max_output_tokens) if options.max_output_tokens else trace
-    return capped.fitted(options.max_context) if options.max_context else capped
-
-
-def _check(options: ReplayOptions) -> None:
-    """Values that the types allow and sense does not."""
-    if options.rate is not None and options.speed != 1.0:
-        raise ConfigError("--speed and --rate exclude each other")
-    if options.scale_lengths is not None and options.max_context is not None:
-        raise ConfigError("--scale-lengths and --max-context exclude each other")
-    positive = {
-        "--speed": options.speed,
-        "--rate": options.rate,
-        "--limit": options.limit,
-        "--max-context": options.max_context,
-        "--max-output-tokens": options.max_output_tokens,
-        "--timeout": options.timeout,
-    }
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be more than 0, not {value}")
-    if options.scale_lengths is not None and not options.scale_lengths >= 1:
-        raise ConfigError(f"--scale-lengths must be at least 1, not {options.scale_lengths}")
-    if options.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, not {options.seed}")
-    if options.vocab_size is not None and options.vocab_size < 4:
-        raise ConfigError(f"--vocab-size must be at least 4, not {options.vocab_size}")
 
 
 def make_target(options: ReplayOptions) -> Target:
@@ -198,11 +113,11 @@ class _Run:
         vocab_size = options.vocab_size or served.vocab_size or DEFAULT_VOCAB_SIZE
         self._seed = options.seed
         self._requests = trace.requests
-        self._prompts = PromptMaker(vocab_size=vocab_size, salt=trace.salt)
+        salt = (trace.salt ^ options.seed * _SEED_FACTOR) & 0xFFFF_FFFF
+        self._prompts = PromptMaker(vocab_size=vocab_size, salt=salt)
         self._arrivals = arrival_times(trace.requests, options)
         self._target = target
         self._progress = progress
-        self._clock = asyncio.get_running_loop().time
         self._began_at = 0.0
         progress.num_planned = len(trace.requests)
 
@@ -221,12 +136,11 @@ class _Run:
 
     async def _send(self) -> None:
         """Every request when it is due. Leaving it early breaks off what is in flight."""
-        self._began_at = self._clock() + _START_SECONDS
+        self._began_at = time.perf_counter() + _START_SECONDS
         async with asyncio.TaskGroup() as answers:
             for request, at in zip(self._requests, self._arrivals, strict=True):
                 prepared = self._target.prepare(self._question(request))
-                # Also where it is late already: the answers in flight need their turn.
-                await asyncio.sleep(max(0.0, self._began_at + at - self._clock()))
+                await _until(self._began_at + at)
                 answers.create_task(self._ask(request, at, prepared))
 
     def _question(self, request: TraceRequest) -> Question:
@@ -239,7 +153,7 @@ class _Run:
 
     async def _ask(self, request: TraceRequest, at: float, prepared: object) -> None:
         observation = Observation(on_piece=self._progress.tokens)
-        sent_at = self._clock()
+        sent_at = time.perf_counter()
         self._progress.sent()
         try:
             await self._target.ask(prepared, observation)
@@ -258,7 +172,7 @@ class _Run:
             index=request.index,
             scheduled_at=at,
             sent_at=sent_at - self._began_at,
-            ended_at=self._clock() - self._began_at,
+            ended_at=time.perf_counter() - self._began_at,
             first_at=None if seen.first_at is None else seen.first_at - self._began_at,
             last_at=None if seen.last_at is None else seen.last_at - self._began_at,
             gaps=tuple(seen.gaps),
@@ -276,12 +190,13 @@ class _Run:
         )
 
 
-def arrival_times(requests: Sequence[TraceRequest], options: ReplayOptions) -> list[float]:
-    """When each request is due, in seconds since the first."""
-    times = [request.at for request in requests]
-    if options.rate is not None:
-        return at_rate(times, options.rate, rng=random.Random(options.seed))
-    return at_speed(times, options.speed)
+async def _until(due_at: float) -> None:
+    """Sleeps at least once: where it is late already, the answers in flight need their turn."""
+    remaining = due_at - time.perf_counter()
+    await asyncio.sleep(max(0.0, remaining))
+    # A timer may fire up to a millisecond early.
+    while (remaining := due_at - time.perf_counter()) > 0:  # noqa: ASYNC110 - it is time that is waited for
+        await asyncio.sleep(remaining)
 
 
 def run_replay(options: ReplayOptions) -> int:

@@ -28,7 +28,7 @@ class Question:
 
 @dataclass(slots=True, kw_only=True)
 class Observation:
-    """What an answer has shown so far, times in the event loop's clock.
+    """What an answer has shown so far, times by `time.perf_counter`.
 
     `on_piece(num_tokens)` is told of each piece; over HTTP a piece counts as one token until the
     closing usage says how many there were.

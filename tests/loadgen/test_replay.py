@@ -14,7 +14,8 @@ from loadgen_helpers import FakeOpenAI, mooncake, preble_trace, serving_openai, 
 
 from preble.errors import ConfigError, Overloaded
 from preble_loadgen.progress import Progress
-from preble_loadgen.replay import ReplayOptions, arrival_times, replay, run_replay, selected_trace
+from preble_loadgen.replay import ReplayOptions, replay, run_replay
+from preble_loadgen.replay_options import arrival_times, selected_trace
 from preble_loadgen.report import Report
 
 PROMPTS = [[7] * 30 + [i] for i in range(6)]
@@ -116,6 +117,18 @@ async def test_tokens_stay_below_the_servers_vocabulary(tmp_path: Path) -> None:
     fake = FakeOpenAI(context=None, has_cluster=False)
     await replayed(fake, trace)
     assert max(fake.bodies[0]["prompt"]) > 10_000
+
+
+async def test_another_seed_means_other_prompts_with_the_same_sharing(tmp_path: Path) -> None:
+    trace = write_lines(tmp_path / "t", [mooncake(0, [0, 1]), mooncake(0, [0, 2])])
+    seen = []
+    for seed in (0, 0, 1):
+        fake = FakeOpenAI(context=None)
+        await replayed(fake, trace, seed=seed)
+        seen.append(sorted(body["prompt"] for body in fake.bodies))
+    assert seen[0] == seen[1]
+    assert seen[0][0][:16] != seen[2][0][:16]
+    assert all(first[:512] == second[:512] for first, second in seen)
 
 
 async def test_requests_that_cannot_fit_stop_it_before_the_first(tmp_path: Path) -> None:
