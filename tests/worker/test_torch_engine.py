@@ -249,7 +249,7 @@ SMALL = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2}
                 head_dim=16,
                 attn_logit_softcapping=0.5,
             ),
-            "Gemma2ForCausalLM cannot be served: its attention is more than softmax",
+            "Gemma2Attention cannot be served: it needs softcap",
         ),
     ],
 )

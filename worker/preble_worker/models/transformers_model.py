@@ -24,6 +24,9 @@ PROBE_TOKENS = 24
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference of two logits, relative to the largest logit, that rounding explains."""
 
+UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias", "head_mask")
+"""What transformers' attention functions take beyond queries, keys, values, scale and window."""
+
 UNSTEADY_ROPE_TYPES = {"dynamic", "longrope"}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -43,9 +46,16 @@ def paged_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function as transformers calls it; tensors are (1, heads, num_tokens, dim)."""
+    """An attention function as transformers calls it; tensors are (1, heads, num_tokens, dim).
+
+    Raises:
+        ConfigError: the model asks for something that would change the result.
+    """
+    for name in UNSUPPORTED_OPTIONS:
+        if options.get(name) is not None:
+            raise ConfigError(f"{type(module).__name__} cannot be served: it needs {name}")
     seat: Any = module.preble_seat
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = seat.step.attend(
