@@ -14,7 +14,7 @@ import xxhash
 
 from preble.cost import CostModel
 from preble.page_keys import TOKEN_BYTES, num_tokens, pack_tokens
-from preble.transport import aio_server, listen
+from preble.transport import Tls, aio_server, listen
 from preble.types import WorkerSpec
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
@@ -120,11 +120,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         self._breaks = 0
         self._server: grpc.aio.Server | None = None
 
-    async def start(self, *, port: int = 0, token: str = "") -> str:
+    async def start(self, *, port: int = 0, token: str = "", tls: Tls | None = None) -> str:
         """Listens; the address."""
         self._server = aio_server((token,) if token else ())
         worker_pb2_grpc.add_WorkerServicer_to_server(self, self._server)
-        bound = listen(self._server, f"127.0.0.1:{port}", None)
+        bound = listen(self._server, f"127.0.0.1:{port}", tls)
         await self._server.start()
         self.address = f"127.0.0.1:{bound}"
         return self.address

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from fake_worker import FakeWorker
 from router_helpers import num_ready, router, router_config, until
 
 from preble import AsyncClient
 from preble.errors import ConfigError, NoWorkers
 from preble.page_keys import pack_tokens
+from preble.transport import Tls
 from preble_deploy.demo_model import make_demo_model
 from preble_router.journal import placements, replay
 from preble_router.journal_file import JournalFile
@@ -151,6 +154,31 @@ async def test_ipv6(model_path: Path) -> None:
             assert (await http.get("/ready")).status_code == 200
         async with AsyncClient(server.grpc_address) as client:
             assert len((await client.generate(IDS, max_tokens=2)).token_ids) == 2
+
+
+async def test_tls_and_tokens_on_every_side(model_path: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    ca, certificate, key = (tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem"))
+    authority.cert_pem.write_to_path(ca)
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    tls = Tls(certificate=certificate, key=key)
+    worker = small_worker()
+    await worker.start(tls=tls, token="for workers")
+    options = {"tls": tls, "api_keys": ("k",), "worker_ca": ca, "worker_token": "for workers"}
+    async with router(worker, model_path=model_path, **options) as server:
+        async with AsyncClient(server.grpc_address, ca=str(ca), token="k") as client:
+            assert len((await client.generate(IDS, max_tokens=2)).token_ids) == 2
+        body = {"prompt": IDS, "max_tokens": 2}
+        trust = ssl.create_default_context(cafile=ca)
+        async with httpx.AsyncClient(
+            base_url=f"https://{server.http_address}", verify=trust
+        ) as http:
+            assert (await http.post("/v1/completions", json=body)).status_code == 401
+            headers = {"authorization": "Bearer k"}
+            answer = await http.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 200
 
 
 PROGRAM = """
