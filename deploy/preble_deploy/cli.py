@@ -79,7 +79,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit status: 0 done, 1 failed, 2 wrong usage."""
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        status = make_app(chosen)(_with_ray_address(arguments), standalone_mode=False)
+        status = make_app(chosen)(
+            _with_ray_address(arguments), prog_name="preble", standalone_mode=False
+        )
     except ConfigError as error:
         return _fail(str(error), 2)
     except PrebleError as error:

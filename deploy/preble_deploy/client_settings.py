@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from preble_deploy.settings import Address, Port
+from preble_deploy.settings import Port
 from preble_deploy.sources import Flag, Settings
 
 TARGET = "Target"
@@ -16,8 +16,10 @@ RESULTS = "Results"
 class ClientOptions(Settings):
     """How to reach a router."""
 
-    router: Annotated[Address, Flag(metavar="HOST:PORT")] = Field(
-        "127.0.0.1:8001", description="gRPC address of the router."
+    grpc_address: Annotated[
+        str, Flag(names=("--router", "--grpc-address"), metavar="HOST:PORT")
+    ] = Field(
+        "127.0.0.1:8001", description="gRPC address of the router; grpcs://HOST:PORT for TLS."
     )
     api_key: Annotated[str, Flag(metavar="KEY", secret=True)] = Field(
         "", description="Bearer token to present, where the router demands one."

@@ -19,7 +19,7 @@ def connected(settings: ClientOptions) -> Iterator[Client]:
     """
     try:
         with Client(
-            settings.router,
+            settings.grpc_address,
             token=settings.api_key,
             ca=settings.router_ca,
             timeout=settings.timeout_seconds,
@@ -30,7 +30,7 @@ def connected(settings: ClientOptions) -> Iterator[Client]:
             raise
         reason = str(error).splitlines()[0]
         raise PrebleError(
-            f"no router answers at {settings.router} (see --router): {reason}"
+            f"no router answers at {settings.grpc_address} (see --router): {reason}"
         ) from None
 
 

@@ -97,10 +97,10 @@ def _gpus(_: DoctorSettings) -> Finding:
     # In a process of its own: CUDA, once initialised, would take memory here for good.
     code = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    seen, _, cuda = result.stdout.strip().partition(" ")
-    if result.returncode or int(seen or 0) < len(names):
+    seen, cuda = (result.stdout.split() or ["0", ""])[:2]
+    if int(seen) < len(names):
         advice = "install a torch that was built for the driver's CUDA (see pytorch.org)"
-        return Finding(Level.WARN, "devices", f"{words}, torch sees {seen or 0}", advice)
+        return Finding(Level.WARN, "devices", f"{words}, torch sees {seen}", advice)
     return Finding(Level.OK, "devices", f"{words}, CUDA {cuda}")
 
 

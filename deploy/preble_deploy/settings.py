@@ -45,7 +45,6 @@ def _address_words(value: Any) -> Any:
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_address_words)]
-Address = Annotated[str, BeforeValidator(_address)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
 
