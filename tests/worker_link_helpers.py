@@ -1,9 +1,11 @@
 """A router reduced to its link: submits, collects, and believes what the worker says it holds."""
 
 import asyncio
+import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc.aio
 import numpy as np
@@ -21,9 +23,10 @@ from preble.wire import (
     snapshot_from_wire,
     submit_to_wire,
 )
-from preble_worker.config import SchedulerConfig
+from preble_worker.config import SchedulerConfig, WorkerConfig
 from preble_worker.loaded import LoadedEngine
-from preble_worker.simulated_engine import SimulatedEngine
+from preble_worker.server import WorkerServer
+from preble_worker.simulated_engine import SimulatedEngine, simulated_tokens
 
 PATIENCE_SECONDS = 30.0
 VOCAB_SIZE = 1000
@@ -108,6 +111,7 @@ class LinkClient:
         self.ended: grpc.StatusCode | None = None
         self.details = ""
         self.pause_seconds = 0.0
+        self.num_snapshot_parts = 0
         self._parts: list[pb.CacheSnapshot] = []
         self._heard = asyncio.Condition()
         self._reader: asyncio.Task[None] | None = None
@@ -197,6 +201,7 @@ class LinkClient:
                 self.hello = message.hello
             case "snapshot":
                 self._parts.append(message.snapshot)
+                self.num_snapshot_parts += 1
                 if not message.snapshot.more:
                     snapshot, self._parts = snapshot_from_wire(self._parts), []
                     taken = HeldPaths(snapshot)
@@ -226,3 +231,65 @@ class LinkClient:
                 collected.cached_tokens = output.cached_tokens
             collected.finish_reason = finish_from_wire(output.finish_reason)
             collected.error = output.error
+
+
+CONFIG = {"model": "m", "model_path": Path("/nowhere"), "engine": "simulated"}
+
+
+def oracle(prompt: bytes, count: int, **options) -> list[int]:
+    return simulated_tokens(prompt, options.pop("seed", 0), count, VOCAB_SIZE, **options).tolist()
+
+
+@asynccontextmanager
+async def worker(loaded=None, **options):
+    """A running worker; stops at once, and nothing of it is left."""
+    tasks_before = asyncio.all_tasks()
+    loops_before = set(threading.enumerate())
+    running = WorkerServer(WorkerConfig(**CONFIG | options), loaded or simulated())
+    running.address = await running.start()
+    try:
+        yield running
+    finally:
+        await running.stop(drain_seconds=0.0)
+    assert {t for t in threading.enumerate() if t.name == "engine-loop"} <= loops_before
+    for _ in range(50):
+        left = asyncio.all_tasks() - tasks_before
+        if not left:
+            break
+        await asyncio.sleep(0.02)
+    assert not left
+
+
+@asynccontextmanager
+async def link(address: str, *args, **options):
+    client = await LinkClient.connect(address, *args, **options)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+class Gate:
+    """A sleep that lasts until the gate is opened."""
+
+    def __init__(self):
+        self._open = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, seconds: float) -> None:
+        self.entered.set()
+        self._open.wait(20.0)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def small_window(address: str) -> grpc.aio.Channel:
+    """A channel on which gRPC does not take megabytes ahead on the client's behalf."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def pause(_: float) -> None:
+    """A step that takes long enough for others to get a word in."""
+    threading.Event().wait(0.005)

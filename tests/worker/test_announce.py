@@ -109,6 +109,7 @@ async def test_a_router_that_returns_under_another_name_is_told_anew():
 
 
 async def test_an_unreachable_router_is_complained_of_once(caplog):
+    caplog.set_level("INFO")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     async with worker(address):
@@ -118,6 +119,7 @@ async def test_an_unreachable_router_is_complained_of_once(caplog):
 
 
 async def test_a_router_that_never_links_is_complained_of(caplog, monkeypatch):
+    caplog.set_level("INFO")
     monkeypatch.setattr(announce, "PATIENCE_CALLS", 2)
     async with router("deaf") as deaf, worker(deaf.address) as running:
         for _ in range(10):
@@ -136,6 +138,7 @@ async def test_credentials_and_the_advertised_address_reach_the_router():
 
 
 async def test_a_wrong_token_is_named(caplog):
+    caplog.set_level("INFO")
     async with router("r", token="key") as strict, worker(strict.address, router_token="wrong"):
         await asyncio.sleep(10 * announce.PERIOD_SECONDS)
         assert strict.addresses.empty()

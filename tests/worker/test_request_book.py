@@ -31,7 +31,8 @@ def test_equal_ids_of_two_links_stay_apart():
     assert book.settle(output(first.request.request_id)).link == 1
     owner = book.settle(output(second.request.request_id, FinishReason.LENGTH))
     assert (owner.link, owner.request_id) == (2, "r")
-    assert (book.num_wanted(1), book.num_wanted(2)) == (1, 0)
+    assert book.withdraw(1, "r", 1) == first.request.request_id
+    assert book.withdraw(2, "r", 1) is None, "it ended"
     book.check()
 
 
@@ -41,7 +42,7 @@ def test_a_later_attempt_replaces_and_both_ends_are_reported():
     admission = book.admit(1, request(attempt=2))
     assert admission.replaced == old
     assert book.settle(output(old, FinishReason.CANCELLED)).attempt == 1
-    assert book.num_wanted(1) == 1, "the old attempt's end is not the request's"
+    assert book.withdraw(1, "r", 2), "the old attempt's end is not the request's"
     book.check()
 
 

@@ -79,24 +79,21 @@ class Announcer:
 
     async def _keep_linked(self, router: str) -> None:
         router_id: str | None = None
-        said = ""
         num_unanswered = 0
+        said = ""
         while True:
             if router_id is not None and self._is_linked(router_id):
                 num_unanswered = 0
-                state = f"router at {router} is linked"
+                news = f"router at {router} is linked"
             else:
-                router_id, failure = await self._announce(router)
-                num_unanswered = 0 if failure else num_unanswered + 1
-                state = failure
+                router_id, news = await self._announce(router)
+                num_unanswered = 0 if router_id is None else num_unanswered + 1
                 if num_unanswered > PATIENCE_CALLS:
-                    state = (
-                        f"router at {router} knows of this worker but does not link: "
-                        f"does it reach {await self._address(router)}?"
-                    )
-            if state and state != said:
-                log.log(logging.INFO if state.endswith("linked") else logging.WARNING, "%s", state)
-                said = state
+                    address = await self._address(router)
+                    news = f"router at {router} knows of {address} but does not link: ask its log"
+            if news and news != said:
+                log.info("%s", news)
+                said = news
             await asyncio.sleep(PERIOD_SECONDS * self._rng.uniform(0.8, 1.2))
 
     async def _announce(self, router: str) -> tuple[str | None, str]:

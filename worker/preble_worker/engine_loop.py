@@ -10,13 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from preble.events import CacheSnapshot
-from preble.types import FinishReason, LoadReport, Phase, RequestOutput, WorkerRequest
+from preble.types import FinishReason, Phase, RequestOutput, WorkerRequest
 from preble_worker.batch import Batch, predicted_seconds
 from preble_worker.loaded import LoadedEngine
 from preble_worker.loop_messages import (
@@ -35,6 +30,7 @@ from preble_worker.loop_messages import (
     TakeSnapshot,
 )
 from preble_worker.outputs import NO_TOKENS, StepOutputs
+from preble_worker.scheduler import LocalScheduler
 
 log = logging.getLogger(__name__)
 
@@ -54,34 +50,6 @@ SLOWNESS_WEIGHT = 0.2
 """Weight of the newest step in the average of measured over predicted step time."""
 
 
-class Scheduler(Protocol):
-    """What the loop asks of a scheduler; `LocalScheduler` is one."""
-
-    @property
-    def num_live(self) -> int: ...
-
-    @property
-    def has_work(self) -> bool: ...
-
-    def add(self, request: WorkerRequest, *, now: float) -> None: ...
-
-    def cancel(self, request_id: str, *, now: float) -> None: ...
-
-    def schedule(self, *, now: float) -> Batch | None: ...
-
-    def complete(
-        self, batch: Batch, tokens: npt.NDArray[np.int64], *, now: float
-    ) -> StepOutputs: ...
-
-    def fail(self, batch: Batch, *, error: str, now: float) -> StepOutputs: ...
-
-    def flush(self) -> StepOutputs: ...
-
-    def load(self) -> LoadReport: ...
-
-    def snapshot(self) -> CacheSnapshot: ...
-
-
 class EngineLoop:
     """Owns the thread.
 
@@ -93,7 +61,7 @@ class EngineLoop:
     def __init__(
         self,
         loaded: LoadedEngine,
-        scheduler: Scheduler,
+        scheduler: LocalScheduler,
         *,
         deliver: Callable[[Delivery], None],
         clock: Callable[[], float] = time.monotonic,

@@ -19,11 +19,15 @@ class EngineFailed(PrebleError):
 
 @dataclass(frozen=True, slots=True)
 class Submit:
+    """Schedule a request."""
+
     request: WorkerRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """End a request, if it is live."""
+
     request_id: str
 
 
@@ -75,6 +79,8 @@ class LoopReport:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
+    """What the cache held right here in the order of deliveries, for `link`."""
+
     link: int
     snapshot: CacheSnapshot
 

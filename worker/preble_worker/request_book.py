@@ -39,10 +39,6 @@ class RequestBook:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def num_wanted(self, link: int) -> int:
-        """Requests of `link` that go on."""
-        return len(self._wanted.get(link, ()))
-
     def admit(self, link: int, request: WorkerRequest) -> Admission | None:
         """Enter `request`; None if this attempt of it, or a later one, is already there."""
         wanted = self._wanted.setdefault(link, {})

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -43,6 +43,12 @@ ATTACH_SECONDS = 10.0
 """A caller that has not introduced itself by then is turned away."""
 
 
+class Post(Protocol):
+    """`EngineLoop.post`."""
+
+    def __call__(self, *commands: Command) -> None: ...
+
+
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Serves the links.
 
@@ -56,7 +62,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self,
         hello: pb.Hello,
         *,
-        post: Callable[..., None],
+        post: Post,
         drain: Callable[[], None],
     ) -> None:
         self._hello = hello
