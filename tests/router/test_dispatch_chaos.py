@@ -39,22 +39,23 @@ class Chaos:
             del step.outputs[0]
         return step
 
-    async def run(self) -> None:
-        while True:
+    async def run(self, ended: asyncio.Event) -> None:
+        """Until `ended`; what was begun is finished."""
+        while not ended.is_set():
             await asyncio.sleep(self._rng.uniform(0.01, 0.1))
             worker = self._rng.choice(self._workers)
-            match self._rng.randrange(4):
-                case 0:
+            match self._rng.randrange(8):
+                case 0 | 1 | 2:
                     worker.break_streams()
-                case 1:
+                case 3 | 4:
                     port = int(worker.address.rpartition(":")[2])
                     await worker.stop()
                     await worker.start(port=port)
-                case 2:
+                case 5 | 6:
                     worker.faults.silent = True
                     await asyncio.sleep(self._rng.uniform(0.0, 0.8))
                     worker.faults.silent = False
-                case 3:
+                case 7:
                     worker.faults.engine_error = "boom"
                     await asyncio.sleep(0.005)
                     worker.faults.engine_error = ""
@@ -110,7 +111,8 @@ async def test_every_request_ends_once_and_exactly(seed: int) -> None:
     workers = [FakeWorker(f"w{i}") for i in range(3)]
     async with cluster(*workers, silence_seconds=0.3, max_attempts=8) as dispatcher:
         chaos = Chaos(workers, rng)
-        trouble = asyncio.create_task(chaos.run())
+        all_ended = asyncio.Event()
+        trouble = asyncio.create_task(chaos.run(all_ended))
         clients = [
             asyncio.create_task(run_one(dispatcher, index, rng)) for index in range(NUM_REQUESTS)
         ]
@@ -120,10 +122,11 @@ async def test_every_request_ends_once_and_exactly(seed: int) -> None:
             assert sum(v.live_requests for v in dispatcher.scheduler.workers()) <= (
                 dispatcher.num_live
             )
-        trouble.cancel()
+        all_ended.set()
+        await trouble
         chaos.repair()
         ends = Counter([await client for client in clients])
         assert dispatcher.num_live == 0
         assert dispatcher.attempts.retries_total > 0, "there was trouble"
-        assert ends["length"] > NUM_REQUESTS / 4, "many survived it"
+        assert ends["length"] > 10, "many survived it"
         await until(lambda: not any(worker.running for worker in workers))
