@@ -246,7 +246,10 @@ global___SnapshotRequest = SnapshotRequest
 
 @typing.final
 class Drain(google.protobuf.message.Message):
-    """Accept no further Submit from any router; running requests go on to their end."""
+    """As SIGTERM: accept no further Submit from any router (it ends with ERROR, so that its router
+    places it elsewhere), let running requests go on to their end within the worker's drain time,
+    then end the process with exit code 0.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
