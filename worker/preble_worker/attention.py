@@ -6,6 +6,7 @@ device; kernels for one kind of device are another `Attention`.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -68,14 +69,26 @@ class Attention(Protocol):
         ...
 
 
+KEPT_BYTES = 256 << 20
+"""On the CPU, gathered copies of shared pages are kept between steps up to this size."""
+
+Gathered = dict[int, tuple[Tensor, Tensor]]
+"""Keys and values of one span, by layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Keys in `pages`, the first `num_tokens` of them, and the tokens that ask for them."""
+    """Keys in `pages`, the first `num_tokens` of them, and the tokens that ask for them.
+
+    Attributes:
+        kept: copies gathered in earlier steps, None where they are not kept.
+    """
 
     queries: slice | Tensor
     pages: Tensor
     num_tokens: int
     mask: Tensor | None = None
+    kept: Gathered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +104,8 @@ class _DevicePlan:
 class TorchAttention:
     """Attention by torch operations alone.
 
-    Who shares which pages is looked up again only when the batch's composition changed.
+    Who shares which pages is looked up again only when the batch's composition changed, and until
+    then the keys and values of shared pages, which nobody writes any more, are gathered once.
     """
 
     def __init__(self, pool: KVPool, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -101,6 +115,7 @@ class TorchAttention:
         # A composition says nothing without the scheduler, whose tables these are, that counts it.
         self._known: tuple[SlotTables | None, int] = (None, 0)
         self._sharing = Sharing([], np.zeros(0, dtype=np.int64))
+        self._kept: list[Gathered | None] = []
 
     def begin(self, batch: Batch, places: Tensor) -> "TorchStep":
         return TorchStep(self._pool, places, lambda window: self._plan(batch, window))
@@ -109,13 +124,15 @@ class TorchAttention:
         page_tokens = self._pool.page_tokens
         if window is None or window >= int((batch.starts + batch.counts).max()):
             plan = plan_step(batch, self._sharing_of(batch), page_tokens=page_tokens)
+            kept = self._kept + [None] * (len(plan.spans) - len(self._kept))
         else:
             plan = plan_windowed_step(batch, window=window, page_tokens=page_tokens)
+            kept = []
         return _DevicePlan(
             tails=[self._tails(tails) for tails in plan.tails],
             chunks=plan.chunks,
             windowed_chunks=[self._windowed(c, window) for c in plan.windowed_chunks],
-            spans=[self._span(span) for span in plan.spans],
+            spans=[self._span(span, copies) for span, copies in zip(plan.spans, kept, strict=True)],
         )
 
     def _sharing_of(self, batch: Batch) -> Sharing:
@@ -123,7 +140,14 @@ class TorchAttention:
         if tables is not batch.tables or composition != batch.composition:
             self._sharing = find_sharing(batch, page_tokens=self._pool.page_tokens)
             self._known = batch.tables, batch.composition
+            self._kept = self._make_room()
         return self._sharing
+
+    def _make_room(self) -> list[Gathered | None]:
+        """An empty place per shared run, for as many as `KEPT_BYTES` allows."""
+        sizes = [len(run.pages) * self._pool.bytes_per_page for run in self._sharing.runs]
+        limit = KEPT_BYTES if self._device.type == "cpu" else 0
+        return [{} if total <= limit else None for total in accumulate(sizes)]
 
     def _upload(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -133,8 +157,9 @@ class TorchAttention:
         begin, end = int(tokens[0]), int(tokens[-1]) + 1
         return slice(begin, end) if end - begin == len(tokens) else self._upload(tokens)
 
-    def _span(self, span: Span) -> _Keys:
-        return _Keys(self._index(span.queries), self._upload(span.pages), span.num_tokens)
+    def _span(self, span: Span, kept: Gathered | None) -> _Keys:
+        pages = self._upload(span.pages)
+        return _Keys(self._index(span.queries), pages, span.num_tokens, kept=kept)
 
     def _tails(self, tails: Tails) -> _Keys:
         num_tokens = int(tails.ends.max())
@@ -195,6 +220,13 @@ class TorchStep:
             merged.add(keys.queries, *self._span(layer, packed, keys, scale))
         return merged.output.flatten(1, 2).to(query.dtype)
 
+    def _gather(self, layer: int, span: _Keys) -> tuple[Tensor, Tensor]:
+        if span.kept is None:
+            return self._pool.gather(layer, span.pages)
+        if layer not in span.kept:
+            span.kept[layer] = self._pool.gather(layer, span.pages)
+        return span.kept[layer]
+
     def _tails(
         self, layer: int, query: Tensor, tails: _Keys, scale: float
     ) -> tuple[Tensor, Tensor]:
@@ -205,7 +237,7 @@ class TorchStep:
 
     def _span(self, layer: int, query: Tensor, span: _Keys, scale: float) -> tuple[Tensor, Tensor]:
         """Any tokens, all with the same keys: their heads line up as queries of one product."""
-        keys, values = self._pool.gather(layer, span.pages)
+        keys, values = self._gather(layer, span)
         keys, values = (x[: span.num_tokens].transpose(0, 1)[None] for x in (keys, values))
         asked = query[span.queries]
         num_tokens, _, group, _ = asked.shape

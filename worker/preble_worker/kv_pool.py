@@ -33,6 +33,9 @@ class KVPool:
 
     It starts as zeros, not as whatever memory held: attention multiplies what lies behind the end
     of a request by a weight of 0, and 0 times NaN is NaN.
+
+    Attributes:
+        bytes_per_page: all layers together.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.page_tokens = page_tokens
+        self.bytes_per_page = page_tokens * bytes_per_token(shapes, dtype)
         self._shapes = shapes
 
         def rows(width: int) -> Tensor:
