@@ -84,6 +84,22 @@ def test_long_outputs_lose_nothing_where_buffers_turn_over() -> None:
     assert worker.output("again").cached_tokens == (len(path) - 1) // 4 * 4
 
 
+@pytest.mark.parametrize("num_delivered", [1, 62, 63, 64])
+def test_a_resumed_attempts_tokens_are_shared_exactly_too(num_delivered: int) -> None:
+    worker = Worker(num_pages=200, context_tokens=400)
+    delivered = [5] * num_delivered
+    request = make_request(
+        "r", [1, 2, 3, *delivered], max_tokens=160, attempt=2, num_delivered=num_delivered
+    )
+    worker.add(request)
+    worker.run()
+    worker.assert_complete()
+    path = [1, 2, 3, *delivered, *worker.output("r", 2).tokens]
+    worker.submit("again", path, max_tokens=2)
+    worker.run()
+    assert worker.output("again").cached_tokens == (len(path) - 1) // 4 * 4
+
+
 def test_a_resumed_attempt_goes_on_where_the_first_one_stopped() -> None:
     worker = Worker()
     worker.submit("r", LONG, max_tokens=12, seed=5)
@@ -382,6 +398,21 @@ def test_the_newest_of_the_lowest_priority_is_preempted() -> None:
     assert worker.scheduler.load().preemptions_total
 
 
+def test_a_preempted_request_resumes_before_newer_ones_start() -> None:
+    worker = Worker(num_pages=9, policy="fcfs")
+    worker.submit("old", [1] * 8, max_tokens=24)
+    worker.submit("preempted", [2] * 8, max_tokens=24)
+    while not worker.scheduler.load().preemptions_total:
+        worker.step()
+    known = len(worker.output("preempted").tokens)
+    worker.submit("newer", [3] * 8, max_tokens=4)
+    while not worker.output("newer").tokens:
+        worker.step()
+    assert len(worker.output("preempted").tokens) > known
+    worker.run()
+    worker.assert_complete()
+
+
 @pytest.mark.parametrize("policy", POLICY_NAMES)
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_there_is_no_deadlock_in_the_smallest_pool(policy: str, prefix_caching: bool) -> None:
@@ -389,6 +420,25 @@ def test_there_is_no_deadlock_in_the_smallest_pool(policy: str, prefix_caching: 
     worker = Worker(num_pages=8, context_tokens=32, policy=policy, prefix_caching=prefix_caching)
     for number in range(12):
         worker.submit(f"r{number}", [number % 2] * 9 + [number], max_tokens=22, seed=number)
+    worker.run()
+    worker.assert_complete()
+
+
+def test_nobody_starts_only_to_be_preempted_in_the_next_step() -> None:
+    worker = Worker(num_pages=6)
+    worker.submit("grows", [1] * 8, max_tokens=4)
+    worker.submit("fits-exactly", [2] * 16, max_tokens=4)
+    worker.run()
+    worker.assert_complete()
+    assert worker.scheduler.load().preemptions_total == 0
+
+
+def test_who_did_not_fit_beside_others_starts_when_they_have_gone() -> None:
+    """With pages kept for the growth of three others, it would have needed more than exist."""
+    worker = Worker(num_pages=8)
+    for number in range(3):
+        worker.submit(f"small-{number}", [number] * 4, max_tokens=3)
+    worker.submit("large", [9] * 24, max_tokens=4)
     worker.run()
     worker.assert_complete()
 
@@ -480,7 +530,7 @@ def test_deadlines_end_the_waiting_and_the_running() -> None:
 
 def test_a_passed_deadline_alone_leaves_nothing_to_compute() -> None:
     worker = Worker()
-    worker.submit("late", [1] * 8, deadline_at=-1.0)
+    worker.submit("late", [1] * 8, deadline_at=worker.now)
     assert worker.schedule() is None
     worker.check_after_flush()
     assert worker.output("late").finish_reason is FinishReason.DEADLINE

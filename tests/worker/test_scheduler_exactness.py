@@ -55,7 +55,7 @@ def random_requests(rng: random.Random, count: int) -> list[WorkerRequest]:
 
 
 @given(options=scarcity, seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_outputs_do_not_depend_on_scheduling(options: dict[str, object], seed: int) -> None:
     rng = random.Random(seed)
     worker = Worker(**options)  # type: ignore[arg-type]
@@ -196,4 +196,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -12,6 +12,9 @@ its last. Only the latter can find no page left; then running requests are preem
 lowest priority first, until the others fit. The oldest always fits alone, because a request that
 could outgrow the pool is refused on arrival: so there is no deadlock.
 
+Priority orders who starts and who is preempted for pages; a request that waits does not push out
+one that runs.
+
 It does not know models, devices, clocks or wires.
 """
 
@@ -156,13 +159,12 @@ class LocalScheduler:
         assert self._under_way is None, "the previous batch is not complete"
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
-        num_preemptions = self._num_preemptions
         self._grow_decodes(now)
         budget = self.config.max_batch_tokens - len(self._decodes)
         for sequence in self._prefills.sequences:
             if budget:
                 budget -= self._prefills.take(sequence, budget)
-        if self._may_start(budget) and num_preemptions == self._num_preemptions:
+        if self._may_start(budget):
             self._start_waiting(budget, now)
         if not self._num_running:
             return None
