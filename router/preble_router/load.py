@@ -21,11 +21,9 @@ from collections import deque
 
 from preble.types import LoadReport, WorkerSpec
 from preble_router.booking import Booking
+from preble_router.pace import FleetPace, Pace
 
 REPORT_LAG_SECONDS = 0.02
-STEP_MEMORY = 0.95
-"""Weight that the past keeps in the speed ratio at each new step."""
-SPEED_RATIO_RANGE = (0.02, 50.0)
 
 
 class WorkerLoad:
@@ -43,8 +41,7 @@ class WorkerLoad:
     """
 
     __slots__ = (
-        "_seconds_observed",
-        "_seconds_predicted",
+        "_pace",
         "_unreported",
         "context_tokens",
         "decode_tokens",
@@ -60,7 +57,7 @@ class WorkerLoad:
         "unreported_tokens",
     )
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, fleet: FleetPace | None = None) -> None:
         self.spec = spec
         self.queued_tokens = 0
         self.unreported_tokens = 0
@@ -75,8 +72,7 @@ class WorkerLoad:
         pages = spec.capacity_tokens // spec.page_tokens
         self.report = LoadReport(free_pages=pages)
         self._unreported: deque[Booking] = deque()
-        self._seconds_observed = 0.0
-        self._seconds_predicted = 0.0
+        self._pace = Pace(fleet or FleetPace())
 
     # What is known
 
@@ -111,11 +107,8 @@ class WorkerLoad:
 
     @property
     def speed_ratio(self) -> float:
-        """Observed over predicted step time, recent steps weighing most; 1 before any."""
-        if self._seconds_predicted <= 0.0:
-            return 1.0
-        low, high = SPEED_RATIO_RANGE
-        return min(max(self._seconds_observed / self._seconds_predicted, low), high)
+        """Observed over predicted step time, recent steps weighing most."""
+        return self._pace.ratio
 
     # What changes it
 
@@ -168,9 +161,7 @@ class WorkerLoad:
 
     def receive_step(self, *, observed_seconds: float, predicted_seconds: float) -> None:
         """A step took `observed_seconds` where the cost model said `predicted_seconds`."""
-        if observed_seconds > 0.0 and predicted_seconds > 0.0:
-            self._seconds_observed = STEP_MEMORY * self._seconds_observed + observed_seconds
-            self._seconds_predicted = STEP_MEMORY * self._seconds_predicted + predicted_seconds
+        self._pace.observe(observed_seconds, predicted_seconds)
 
     def _mark_reported(self, booking: Booking) -> None:
         if booking.is_unreported:

@@ -17,6 +17,7 @@ from preble_router.cluster_worker import ClusterWorker
 from preble_router.event_feed import EventFeed, FeedStep
 from preble_router.load import WorkerLoad
 from preble_router.output_length import OutputLength
+from preble_router.pace import FleetPace
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.roster import Roster
 from preble_router.stimuli import (
@@ -82,6 +83,7 @@ class GlobalScheduler:
         self._output_length = OutputLength()
         self._mean_prompt = 0.0
         self._bookings: dict[str, Booking] = {}
+        self._fleet_paces: dict[str, FleetPace] = {}
         self._expecting: deque[Booking] = deque()
         self._asking: dict[str, ClusterWorker] = {}
         self._swept_at = float("-inf")
@@ -98,7 +100,7 @@ class GlobalScheduler:
         """
         if self._record is not None:
             self._record(now, request)
-        self._now = now
+        self._advance(now)
         former = self._bookings.get(request.request_id)
         if former is not None:
             assert request.attempt > former.attempt
@@ -189,7 +191,7 @@ class GlobalScheduler:
         """
         if self._record is not None:
             self._record(now, event)
-        self._now = now
+        self._advance(now)
         match event:
             case StepReport():
                 self._receive_report(event, now=now)
@@ -229,8 +231,9 @@ class GlobalScheduler:
         if slot is None:
             slot = self._tree.add_slot()
             self._table.add_slot()
+        fleet = self._fleet_paces.setdefault(spec.cost.name, FleetPace())
         worker = ClusterWorker(
-            spec=spec, slot=slot, load=WorkerLoad(spec), feed=EventFeed(spec.epoch, now=now)
+            spec=spec, slot=slot, load=WorkerLoad(spec, fleet), feed=EventFeed(spec.epoch, now=now)
         )
         self._roster.join(worker)
         self._asking[spec.worker_id] = worker
@@ -355,7 +358,7 @@ class GlobalScheduler:
         """Do what is due, and say what to order."""
         if self._record is not None:
             self._record(now, None)
-        self._now = now
+        self._advance(now)
         while self._expecting and self._expecting[0].expected_until <= now:
             self._withdraw(self._expecting[0])
         self._sweep(now)
@@ -366,6 +369,10 @@ class GlobalScheduler:
             for worker_id, worker in self._asking.items()
             if worker.feed.ask(now=now)
         ]
+
+    def _advance(self, now: float) -> None:
+        self._now = now
+        self._table.advance(now)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP_SECONDS:
