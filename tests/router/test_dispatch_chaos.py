@@ -105,7 +105,7 @@ async def run_one(dispatcher: Dispatcher, index: int, rng: random.Random) -> str
     return str(reason)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_every_request_ends_once_and_exactly(seed: int) -> None:
     rng = random.Random(seed)
     workers = [FakeWorker(f"w{i}") for i in range(3)]
