@@ -299,7 +299,7 @@ def test_a_slow_worker_is_seen_to_be_slow() -> None:
             )
             scheduler.observe(step, now=index * 0.1)
     assert view(scheduler, "a").speed_ratio == pytest.approx(3.0, rel=0.1)
-    assert view(scheduler, "b").speed_ratio == pytest.approx(1.0)
+    assert view(scheduler, "b").speed_ratio == pytest.approx(1.0, rel=0.25)
     chosen = [scheduler.place(route(f"r{i}", pages(RNG, 30)), now=9.0).worker_id for i in range(8)]
     assert chosen.count("b") > chosen.count("a")
 
