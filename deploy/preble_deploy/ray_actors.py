@@ -198,14 +198,15 @@ class WorkerActor:
         self._thread.stop(drain_seconds)
 
     def _announce(self, router: str, namespace: str) -> None:
-        """The thread that keeps telling the router where this worker is."""
+        """The thread that tells the router where this worker is, while they are not linked."""
         while not self._stopping.wait(ANNOUNCE_SECONDS * random.uniform(0.8, 1.2)):
             address = self._thread.status.address
+            if not address or self._thread.call(lambda server: server.is_linked()):
+                continue
             # ValueError: no actor of that name. RayError: it is being started again, or gone.
             with contextlib.suppress(RayError, ValueError):
                 actor = ray.get_actor(router, namespace=namespace)
-                if address:
-                    ray.get(actor.add_worker.remote(address), timeout=CALL_SECONDS)
+                ray.get(actor.add_worker.remote(address), timeout=CALL_SECONDS)
 
 
 def _listening_host() -> str:

@@ -138,6 +138,10 @@ class WorkerServer:
         )
         return address
 
+    def is_linked(self) -> bool:
+        """Whether any router is linked, once started."""
+        return self._service.is_linked("")
+
     async def wait(self) -> None:
         """Return when the worker has stopped.
 
