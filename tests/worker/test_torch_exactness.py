@@ -125,6 +125,17 @@ def test_odd_page_size(directory: Path, model: Any, expected: list[list[int]]) -
     assert served.tokens == expected
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 60_000, 1 << 30])
+def test_long_decodes_outgrow_kept_copies(
+    directory: Path, model: Any, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    """Copies of keys are kept for all, some or none, and grow past their room."""
+    monkeypatch.setattr("preble_worker.attention.KEPT_BYTES", kept_bytes)
+    prompts = PROMPTS[:4] + random_prompts(seed=13, num=4)
+    served = serve(load(directory, page_tokens=4), prompts, greedy(80))
+    assert served.tokens == generate(model, prompts, 80)
+
+
 def test_a_resumed_request_goes_on_with_the_same_draws(loaded: LoadedEngine) -> None:
     """What another worker would do after n delivered tokens: prompt and tokens, position n."""
     sampling = SamplingParams(max_tokens=20, temperature=0.8, top_p=0.95, seed=99, ignore_eos=True)

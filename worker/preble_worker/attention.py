@@ -6,7 +6,6 @@ device; kernels for one kind of device are another `Attention`.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,6 @@ from preble_worker.attention_plan import (
     Chunks,
     Ints,
     Sharing,
-    Span,
     Tails,
     WindowedChunk,
     find_sharing,
@@ -26,6 +24,7 @@ from preble_worker.attention_plan import (
     plan_windowed_step,
 )
 from preble_worker.batch import Batch, SlotTables
+from preble_worker.gathered_keys import KEPT_BYTES, KeptKeys, KeptTails, KeySource, PagedKeys
 from preble_worker.kv_pool import KVPool
 
 
@@ -69,43 +68,31 @@ class Attention(Protocol):
         ...
 
 
-KEPT_BYTES = 256 << 20
-"""On the CPU, gathered copies of shared pages are kept between steps up to this size."""
-
-Gathered = dict[int, tuple[Tensor, Tensor]]
-"""Keys and values of one span, by layer."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Keys:
-    """Keys in `pages`, the first `num_tokens` of them, and the tokens that ask for them.
-
-    Attributes:
-        kept: copies gathered in earlier steps, None where they are not kept.
-    """
+class _Part:
+    """Tokens that ask for the first `num_tokens` keys of a source."""
 
     queries: slice | Tensor
-    pages: Tensor
+    source: KeySource
     num_tokens: int
     mask: Tensor | None = None
-    kept: Gathered | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _DevicePlan:
     """A `StepPlan` with its arrays where the model is."""
 
-    tails: list[_Keys]
+    tails: list[_Part]
     chunks: list[Chunks]
-    windowed_chunks: list[_Keys]
-    spans: list[_Keys]
+    windowed_chunks: list[_Part]
+    spans: list[_Part]
 
 
 class TorchAttention:
     """Attention by torch operations alone.
 
-    Who shares which pages is looked up again only when the batch's composition changed, and until
-    then the keys and values of shared pages, which nobody writes any more, are gathered once.
+    While the batch's composition stays the same, so does who shares which pages, and copies of
+    gathered keys are kept.
     """
 
     def __init__(self, pool: KVPool, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -115,80 +102,79 @@ class TorchAttention:
         # A composition says nothing without the scheduler, whose tables these are, that counts it.
         self._known: tuple[SlotTables | None, int] = (None, 0)
         self._sharing = Sharing([], np.zeros(0, dtype=np.int64))
-        self._kept: list[Gathered | None] = []
+        self._shared: list[KeySource] = []
+        self._kept = KeptKeys(pool, limit_bytes=KEPT_BYTES if device.type == "cpu" else 0)
 
     def begin(self, batch: Batch, places: Tensor) -> "TorchStep":
-        return TorchStep(self._pool, places, lambda window: self._plan(batch, window))
+        return TorchStep(self, batch, places)
 
-    def _plan(self, batch: Batch, window: int | None) -> _DevicePlan:
-        page_tokens = self._pool.page_tokens
-        if window is None or window >= int((batch.starts + batch.counts).max()):
-            plan = plan_step(batch, self._sharing_of(batch), page_tokens=page_tokens)
-            kept = self._kept + [None] * (len(plan.spans) - len(self._kept))
-        else:
-            plan = plan_windowed_step(batch, window=window, page_tokens=page_tokens)
-            kept = []
-        return _DevicePlan(
-            tails=[self._tails(tails) for tails in plan.tails],
-            chunks=plan.chunks,
-            windowed_chunks=[self._windowed(c, window) for c in plan.windowed_chunks],
-            spans=[self._span(span, copies) for span, copies in zip(plan.spans, kept, strict=True)],
-        )
-
-    def _sharing_of(self, batch: Batch) -> Sharing:
+    def plan(self, batch: Batch) -> _DevicePlan:
+        """For layers that see all keys; to be called once in a step."""
         tables, composition = self._known
         if tables is not batch.tables or composition != batch.composition:
-            self._sharing = find_sharing(batch, page_tokens=self._pool.page_tokens)
             self._known = batch.tables, batch.composition
-            self._kept = self._make_room()
-        return self._sharing
+            self._sharing = find_sharing(batch, page_tokens=self._pool.page_tokens)
+            runs = self._sharing.runs
+            self._shared = self._kept.renew(runs, [self._upload(run.pages) for run in runs])
+        plan = plan_step(batch, self._sharing, page_tokens=self._pool.page_tokens)
+        own_pasts = plan.spans[len(self._shared) :]
+        sources = [*self._shared, *(self._paged(span.pages) for span in own_pasts)]
+        spans = zip(plan.spans, sources, strict=True)
+        tails = zip(plan.tails, self._kept.tails(plan.tails), strict=True)
+        return _DevicePlan(
+            tails=[self._tails(part, kept) for part, kept in tails],
+            chunks=plan.chunks,
+            windowed_chunks=[],
+            spans=[_Part(self._index(s.queries), source, s.num_tokens) for s, source in spans],
+        )
 
-    def _make_room(self) -> list[Gathered | None]:
-        """An empty place per shared run, for as many as `KEPT_BYTES` allows."""
-        sizes = [len(run.pages) * self._pool.bytes_per_page for run in self._sharing.runs]
-        limit = KEPT_BYTES if self._device.type == "cpu" else 0
-        return [{} if total <= limit else None for total in accumulate(sizes)]
+    def plan_windowed(self, batch: Batch, window: int) -> _DevicePlan:
+        """For layers that see the last `window` keys."""
+        plan = plan_windowed_step(batch, window=window, page_tokens=self._pool.page_tokens)
+        return _DevicePlan(
+            tails=[self._tails(tails, None) for tails in plan.tails],
+            chunks=[],
+            windowed_chunks=[self._windowed(chunk, window) for chunk in plan.windowed_chunks],
+            spans=[],
+        )
+
+    def store(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
+        self._pool.store(layer, places, key, value)
 
     def _upload(self, array: Ints) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def _paged(self, pages: Ints) -> KeySource:
+        return PagedKeys(self._pool, self._upload(pages))
 
     def _index(self, tokens: Ints) -> slice | Tensor:
         """A slice where the tokens are neighbours, so that indexing copies nothing."""
         begin, end = int(tokens[0]), int(tokens[-1]) + 1
         return slice(begin, end) if end - begin == len(tokens) else self._upload(tokens)
 
-    def _span(self, span: Span, kept: Gathered | None) -> _Keys:
-        pages = self._upload(span.pages)
-        return _Keys(self._index(span.queries), pages, span.num_tokens, kept=kept)
-
-    def _tails(self, tails: Tails) -> _Keys:
+    def _tails(self, tails: Tails, kept: KeptTails | None) -> _Part:
         num_tokens = int(tails.ends.max())
         begins, ends = self._upload(tails.begins), self._upload(tails.ends)
         mask = visible_mask(begins, ends, num_tokens, self._dtype)
-        return _Keys(self._index(tails.queries), self._upload(tails.pages), num_tokens, mask)
+        return _Part(self._index(tails.queries), kept or self._paged(tails.pages), num_tokens, mask)
 
-    def _windowed(self, chunk: WindowedChunk, window: int | None) -> _Keys:
+    def _windowed(self, chunk: WindowedChunk, window: int) -> _Part:
         num_tokens = chunk.offset + chunk.count
         mask = causal_mask(
             chunk.count, num_tokens, window=window, dtype=self._dtype, device=self._device
         )
         tokens = slice(chunk.begin, chunk.begin + chunk.count)
-        return _Keys(tokens, self._upload(chunk.pages), num_tokens, mask)
-
-
-class PlanOfWindow(Protocol):
-    """Makes the plan for layers with this window."""
-
-    def __call__(self, window: int | None, /) -> _DevicePlan: ...
+        return _Part(tokens, self._paged(chunk.pages), num_tokens, mask)
 
 
 class TorchStep:
     """One batch's attention. Layers with the same window share a plan."""
 
-    def __init__(self, pool: KVPool, places: Tensor, plan: PlanOfWindow) -> None:
-        self._pool = pool
+    def __init__(self, attention: TorchAttention, batch: Batch, places: Tensor) -> None:
+        self._attention = attention
+        self._batch = batch
         self._places = places
-        self._make_plan = plan
+        self._longest = int((batch.starts + batch.counts).max())
         self._plans: dict[int | None, _DevicePlan] = {}
 
     def attend(
@@ -201,56 +187,63 @@ class TorchStep:
         scale: float,
         window: int | None = None,
     ) -> Tensor:
-        self._pool.store(layer, self._places, key, value)
-        if window not in self._plans:
-            self._plans[window] = self._make_plan(window)
-        plan = self._plans[window]
-        # (num_tokens, num_kv_heads, heads per KV head, dim): no key is ever copied per head.
+        self._attention.store(layer, self._places, key, value)
+        plan = self._plan(window)
         num_tokens, num_kv_heads = key.shape[:2]
+        # (num_tokens, num_kv_heads, heads per KV head, dim): no key is ever copied per head.
         packed = query.reshape(num_tokens, num_kv_heads, -1, query.shape[-1])
         merged = Merged(packed, value.shape[-1], keeps_lse=bool(plan.spans))
-        for tails in plan.tails:
-            merged.put(tails.queries, *self._tails(layer, packed, tails, scale))
+        for part in plan.tails:
+            merged.put(
+                part.queries, *_tails(packed, *part.source.get(layer, key, value), part, scale)
+            )
         for chunks in plan.chunks:
             tokens = slice(chunks.begin, chunks.begin + chunks.num * chunks.count)
             merged.put(tokens, *_chunks(packed[tokens], key[tokens], value[tokens], chunks, scale))
-        for keys in plan.windowed_chunks:
-            merged.put(keys.queries, *self._span(layer, packed, keys, scale))
-        for keys in plan.spans:
-            merged.add(keys.queries, *self._span(layer, packed, keys, scale))
+        for part in plan.windowed_chunks:
+            merged.put(
+                part.queries, *_span(packed, *part.source.get(layer, key, value), part, scale)
+            )
+        for part in plan.spans:
+            merged.add(
+                part.queries, *_span(packed, *part.source.get(layer, key, value), part, scale)
+            )
         return merged.output.flatten(1, 2).to(query.dtype)
 
-    def _gather(self, layer: int, span: _Keys) -> tuple[Tensor, Tensor]:
-        if span.kept is None:
-            return self._pool.gather(layer, span.pages)
-        if layer not in span.kept:
-            span.kept[layer] = self._pool.gather(layer, span.pages)
-        return span.kept[layer]
+    def _plan(self, window: int | None) -> _DevicePlan:
+        """A window that hides nothing is none."""
+        if window is not None and window >= self._longest:
+            window = None
+        if window not in self._plans:
+            self._plans[window] = (
+                self._attention.plan(self._batch)
+                if window is None
+                else self._attention.plan_windowed(self._batch, window)
+            )
+        return self._plans[window]
 
-    def _tails(
-        self, layer: int, query: Tensor, tails: _Keys, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Decodes, each with keys of its own."""
-        keys, values = self._pool.gather(layer, tails.pages)
-        keys, values = (x[:, : tails.num_tokens].transpose(1, 2) for x in (keys, values))
-        return attend_part(query[tails.queries], keys, values, scale=scale, mask=tails.mask)
 
-    def _span(self, layer: int, query: Tensor, span: _Keys, scale: float) -> tuple[Tensor, Tensor]:
-        """Any tokens, all with the same keys: their heads line up as queries of one product."""
-        keys, values = self._gather(layer, span)
-        keys, values = (x[: span.num_tokens].transpose(0, 1)[None] for x in (keys, values))
-        asked = query[span.queries]
-        num_tokens, _, group, _ = asked.shape
-        mask = span.mask
-        if mask is not None:
-            mask = mask.repeat_interleave(group, dim=0)
-        output, lse = attend_part(
-            asked.transpose(0, 1).flatten(1, 2)[None], keys, values, scale=scale, mask=mask
-        )
-        split = (-1, num_tokens, group)
-        return output.view(*split, values.shape[-1]).transpose(0, 1), lse.view(split).transpose(
-            0, 1
-        )
+def _tails(
+    query: Tensor, keys: Tensor, values: Tensor, part: _Part, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Decodes, each with keys of its own."""
+    keys, values = (x[:, : part.num_tokens].transpose(1, 2) for x in (keys, values))
+    return attend_part(query[part.queries], keys, values, scale=scale, mask=part.mask)
+
+
+def _span(
+    query: Tensor, keys: Tensor, values: Tensor, part: _Part, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Any tokens, all with the same keys: their heads line up as queries of one product."""
+    keys, values = (x[: part.num_tokens].transpose(0, 1)[None] for x in (keys, values))
+    asked = query[part.queries]
+    num_tokens, _, group, _ = asked.shape
+    mask = None if part.mask is None else part.mask.repeat_interleave(group, dim=0)
+    output, lse = attend_part(
+        asked.transpose(0, 1).flatten(1, 2)[None], keys, values, scale=scale, mask=mask
+    )
+    split = (-1, num_tokens, group)
+    return output.view(*split, values.shape[-1]).transpose(0, 1), lse.view(split).transpose(0, 1)
 
 
 def _chunks(
