@@ -145,7 +145,7 @@ def print_table(times: dict[str, list[float]], continuous: list[float], why: str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     compare(parser.parse_args().rounds)
 
 
