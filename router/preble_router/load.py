@@ -95,12 +95,6 @@ class WorkerLoad:
         )
 
     @property
-    def available_tokens(self) -> float:
-        """Tokens of KV that new requests can have, evicting what nobody uses."""
-        pages = self.report.free_pages + self.report.cached_pages
-        return pages * self.spec.page_tokens - self.unreported_need
-
-    @property
     def free_tokens(self) -> float:
         """Tokens of KV that new requests can have without evicting anything."""
         return self.report.free_pages * self.spec.page_tokens - self.unreported_need

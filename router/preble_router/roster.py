@@ -68,6 +68,7 @@ class Roster:
         del self._by_id[worker.spec.worker_id]
         del self._by_slot[worker.slot]
         self._table.worker_ids[worker.slot] = ""
+        self._table.clear(worker.slot)
         self._free_slots.append(worker.slot)
         self.reopen()
 
@@ -116,6 +117,7 @@ class Roster:
         assert {w.slot for w in self._by_id.values()} == set(self._by_slot)
         assert not set(self._by_slot) & set(self._free_slots)
         assert len(self._by_slot) + len(self._free_slots) == self._table.num_slots
+        assert self._table.queued_total == self._table.num_queued.sum()
         for slot, worker_id in enumerate(self._table.worker_ids):
             worker = self._by_slot.get(slot)
             assert worker_id == ("" if worker is None else worker.spec.worker_id)

@@ -5,6 +5,8 @@ without touching a Python object per worker. Seconds come from the worker's own 
 corrected by its observed speed.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,19 +15,21 @@ from preble_router.load import WorkerLoad
 Column = npt.NDArray[np.float64]
 
 _COLUMNS = (
-    "prefill_tokens",
     "outstanding_tokens",
     "num_requests",
+    "num_queued",
     "num_decoding",
     "wait_seconds",
     "seconds_per_token",
-    "seconds_per_pair",
+    "half_seconds_per_pair",
     "decode_seconds",
     "decode_seconds_per_context",
     "free_tokens",
-    "available_tokens",
     "eviction_price",
 )
+
+
+QUEUE_MEMORY_SECONDS = 5.0
 
 
 class WorkerTable:
@@ -34,36 +38,41 @@ class WorkerTable:
     Attributes:
         worker_ids: "" for a slot nobody has now.
         has_prices: some eviction price is not 0.
-        prefill_tokens: uncached prompt tokens that the worker has yet to compute.
-        outstanding_tokens: those, and the output tokens still to come.
-        num_requests: live ones. num_decoding: of them, past their first token.
+        outstanding_tokens: uncached prompt tokens that the worker has yet to compute, and output
+            tokens still to come.
+        num_requests: live ones. num_queued, num_decoding: of them, before and after their first
+            token.
+        queued_total: sum of `num_queued`. queued_mean: its mean over time, the last
+            `QUEUE_MEMORY_SECONDS` weighing most, so that one burst is not taken for a busy hour.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
-        seconds_per_pair: per prompt token and token before it (attention).
+        half_seconds_per_pair: half of what a prompt token and one before it cost (attention).
         decode_seconds: what one more output token costs: a step with one request more than are
             live, and half of what that request adds to every other's step (they run beside it
             for a part of its life only).
         decode_seconds_per_context: of the latter, per token of the request's context.
-        free_tokens, available_tokens: KV that a new request can have without evicting, and with.
+        free_tokens: of KV that a new request can have without evicting anything.
         eviction_price: expected seconds to recompute, per token evicted next.
     """
 
-    prefill_tokens: Column
     outstanding_tokens: Column
     num_requests: Column
+    num_queued: Column
     num_decoding: Column
     wait_seconds: Column
     seconds_per_token: Column
-    seconds_per_pair: Column
+    half_seconds_per_pair: Column
     decode_seconds: Column
     decode_seconds_per_context: Column
     free_tokens: Column
-    available_tokens: Column
     eviction_price: Column
 
     def __init__(self) -> None:
         self.worker_ids: list[str] = []
         self.has_prices = False
+        self.queued_total = 0.0
+        self.queued_mean = 0.0
+        self._now = 0.0
         for name in _COLUMNS:
             setattr(self, name, np.zeros(0))
 
@@ -81,6 +90,19 @@ class WorkerTable:
         self.worker_ids.append("")
         for name in _COLUMNS:
             setattr(self, name, np.append(getattr(self, name), 0.0))
+
+    def advance(self, now: float) -> None:
+        """Time has come to `now` with the queues as they are; before any of them changes."""
+        if now > self._now:
+            kept = math.exp((self._now - now) / QUEUE_MEMORY_SECONDS)
+            self.queued_mean = kept * self.queued_mean + (1.0 - kept) * self.queued_total
+            self._now = now
+
+    def clear(self, slot: int) -> None:
+        """Nobody has `slot` any more."""
+        self.queued_total -= float(self.num_queued[slot])
+        for name in _COLUMNS:
+            getattr(self, name)[slot] = 0.0
 
     def publish(
         self, slot: int, load: WorkerLoad, *, mean_output: float, mean_prompt: float
@@ -103,7 +125,7 @@ class WorkerTable:
             prefill_tokens=chunk, attention=0.0, decodes=decoding, context_tokens=context
         )
         per_token = ratio * step / chunk
-        per_pair = ratio * cost.per_attention
+        half_per_pair = 0.5 * ratio * cost.per_attention
         beside = min(requests + 1, spec.max_sequences)
         decode_step = ratio * cost.step_seconds(
             prefill_tokens=0.0, attention=0.0, decodes=beside, context_tokens=context
@@ -114,12 +136,14 @@ class WorkerTable:
         growth_per_context = (
             0.0 if cost.roofline and bound_by_compute else ratio * cost.per_context_token
         )
-        wait = prefill * (per_token + per_pair * 0.5 * mean_prompt)
+        wait = prefill * (per_token + half_per_pair * mean_prompt)
         if requests >= spec.max_sequences:  # until so many have ended that it is our turn
             ahead = (requests + 1 - spec.max_sequences) / spec.max_sequences
             wait += ahead * mean_output * decode_step
 
-        self.prefill_tokens[slot] = prefill
+        queued = max(load.num_queued, load.report.num_waiting)
+        self.queued_total += queued - float(self.num_queued[slot])
+        self.num_queued[slot] = queued
         self.outstanding_tokens[slot] = (
             prefill + load.decode_tokens + load.others_requests * mean_output
         )
@@ -127,8 +151,7 @@ class WorkerTable:
         self.num_decoding[slot] = decoding
         self.wait_seconds[slot] = wait
         self.seconds_per_token[slot] = per_token
-        self.seconds_per_pair[slot] = per_pair
+        self.half_seconds_per_pair[slot] = half_per_pair
         self.decode_seconds[slot] = decode_step + 0.5 * requests * growth
         self.decode_seconds_per_context[slot] = 0.5 * requests * growth_per_context
         self.free_tokens[slot] = load.free_tokens
-        self.available_tokens[slot] = load.available_tokens

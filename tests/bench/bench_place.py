@@ -54,7 +54,7 @@ class Cluster:
     def __init__(self, num_workers: int, num_pages: int, policy: str = "preble") -> None:
         self.rng = random.Random(num_workers)
         self.scheduler = GlobalScheduler(make_policy(policy), rng=random.Random(0))
-        self.documents = self._documents()
+        self.documents = self._documents(num_pages // 2000)
         self.num_placed = 0
         self.now = 1.0
         held: list[list[bytes]] = [[] for _ in range(num_workers)]
@@ -95,26 +95,37 @@ class Cluster:
                 self.scheduler.observe(RequestFinished(request.request_id, 1, 100), now=self.now)
         return took
 
-    def _documents(self) -> list[bytes]:
+    def _documents(self, count: int) -> list[bytes]:
+        """`count` documents of 192 pages under ten system prompts of 64."""
         systems = [self.rng.randbytes(64 * KEY_BYTES) for _ in range(10)]
-        return [systems[i % 10] + self.rng.randbytes(192 * KEY_BYTES) for i in range(400)]
+        return [systems[i % 10] + self.rng.randbytes(192 * KEY_BYTES) for i in range(count)]
 
     def _some(self, num_workers: int, count: int) -> list[int]:
         return self.rng.sample(range(num_workers), min(count, num_workers))
 
 
+def quietest_median(took: list[float], block: int = 200) -> float:
+    """The least of the medians of consecutive blocks: what the code takes, not its neighbours."""
+    return min(statistics.median(took[i : i + block]) for i in range(0, len(took), block))
+
+
 def main() -> None:
-    print(f"{'place, 8,192-token prompt':<44}{'median':>10}{'p99':>10}{'target':>10}")
+    heads = "".join(f"{head:>10}" for head in ("quietest", "median", "p99", "target"))
+    print(f"{'place, prompt of 8,192 tokens':<36}{heads}")
     for num_workers, target in TARGET_US.items():
-        for num_pages in (10_000, 1_000_000):
+        for num_pages in (100_000, 1_000_000):
             cluster = Cluster(num_workers, num_pages)
             cluster.place(300)
+            size = cluster.scheduler.tree_summary().num_pages
             took = cluster.place(2000)
-            name = f"{num_workers} workers, {cluster.scheduler.tree_summary().num_pages:,} pages"
-            print(
-                f"{name:<44}{statistics.median(took):>7.0f} µs"
-                f"{sorted(took)[len(took) * 99 // 100]:>7.0f} µs{target:>7.0f} µs"
+            ordered = sorted(took)
+            figures = (
+                quietest_median(took),
+                statistics.median(took),
+                ordered[len(took) * 99 // 100],
             )
+            columns = "".join(f"{figure:>7.0f} µs" for figure in (*figures, target))
+            print(f"{f'{num_workers} workers, {size:,} pages':<36}{columns}")
 
 
 if __name__ == "__main__":
