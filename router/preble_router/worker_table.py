@@ -42,8 +42,7 @@ class WorkerTable:
             tokens still to come.
         num_requests: live ones. num_queued, num_decoding: of them, before and after their first
             token.
-        queued_total: sum of `num_queued`. queued_mean: its mean over time, the last
-            `QUEUE_MEMORY_SECONDS` weighing most, so that one burst is not taken for a busy hour.
+        queued_total: sum of `num_queued`.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
         half_seconds_per_pair: half of what a prompt token and one before it cost (attention).
@@ -71,7 +70,7 @@ class WorkerTable:
         self.worker_ids: list[str] = []
         self.has_prices = False
         self.queued_total = 0.0
-        self.queued_mean = 0.0
+        self._queued_mean = 0.0
         self._now = 0.0
         for name in _COLUMNS:
             setattr(self, name, np.zeros(0))
@@ -91,12 +90,20 @@ class WorkerTable:
         for name in _COLUMNS:
             setattr(self, name, np.append(getattr(self, name), 0.0))
 
+    def queued_mean(self, now: float) -> float:
+        """Mean of `queued_total` over time, the last `QUEUE_MEMORY_SECONDS` weighing most.
+
+        One burst is not a busy hour: unlike the total, the mean does not move within an instant.
+        """
+        if now <= self._now:
+            return self._queued_mean
+        kept = math.exp((self._now - now) / QUEUE_MEMORY_SECONDS)
+        return kept * self._queued_mean + (1.0 - kept) * self.queued_total
+
     def advance(self, now: float) -> None:
-        """Time has come to `now` with the queues as they are; before any of them changes."""
-        if now > self._now:
-            kept = math.exp((self._now - now) / QUEUE_MEMORY_SECONDS)
-            self.queued_mean = kept * self.queued_mean + (1.0 - kept) * self.queued_total
-            self._now = now
+        """Time has come to `now` with the queues as they are; to be called before they change."""
+        self._queued_mean = self.queued_mean(now)
+        self._now = max(now, self._now)
 
     def clear(self, slot: int) -> None:
         """Nobody has `slot` any more."""

@@ -138,4 +138,4 @@ class Preble(RoutingPolicy):
 
 def _mean_queue(candidates: Candidates) -> float:
     """Requests before their first token, per open worker."""
-    return candidates.table.queued_mean / len(candidates.open_slots)
+    return candidates.table.queued_mean(candidates.now) / len(candidates.open_slots)
