@@ -81,7 +81,6 @@ class GlobalScheduler:
         self._table = WorkerTable()
         self._roster = Roster(self._table)
         self._output_length = OutputLength()
-        self._mean_prompt = 0.0
         self._bookings: dict[str, Booking] = {}
         self._fleet_paces: dict[str, FleetPace] = {}
         self._expecting: deque[Booking] = deque()
@@ -167,7 +166,7 @@ class GlobalScheduler:
         self._expecting.append(booking)
         worker.load.book(booking)
         worker.placed_total += 1
-        self._mean_prompt += 0.01 * (request.num_tokens - self._mean_prompt)
+        self._table.mean_prompt += 0.01 * (request.num_tokens - self._table.mean_prompt)
         self._publish(worker)
         self.policy.placed(candidates, booking, path_end)
 
@@ -208,8 +207,7 @@ class GlobalScheduler:
             case SnapshotReceived():
                 worker = self._roster.get(event.worker_id)
                 if worker is not None:
-                    step = worker.feed.receive_snapshot(event.snapshot, now=now)
-                    self._follow(worker, step)
+                    self._follow(worker, worker.feed.receive_snapshot(event.snapshot, now=now))
             case WorkerJoined():
                 self._join(event, now=now)
             case WorkerLost():
@@ -333,12 +331,7 @@ class GlobalScheduler:
             expecting.popleft()
 
     def _publish(self, worker: ClusterWorker) -> None:
-        self._table.publish(
-            worker.slot,
-            worker.load,
-            mean_output=self._output_length.mean,
-            mean_prompt=self._mean_prompt,
-        )
+        self._table.publish(worker.slot, worker.load, mean_output=self._output_length.mean)
 
     # Time
 
@@ -387,8 +380,8 @@ class GlobalScheduler:
 
     def workers(self) -> list[WorkerView]:
         """Every linked worker, in the order of their ids."""
-        views = [worker.view(self._tree) for worker in self._roster]
-        return sorted(views, key=lambda view: view.worker_id)
+        workers = sorted(self._roster, key=lambda worker: worker.spec.worker_id)
+        return [worker.view(self._tree) for worker in workers]
 
     def tree_summary(self) -> TreeSummary:
         return TreeSummary(self._tree.num_nodes, self._tree.num_pages, len(self._bookings))

@@ -43,6 +43,7 @@ class WorkerTable:
         num_requests: live ones. num_queued, num_decoding: of them, before and after their first
             token.
         queued_total: sum of `num_queued`.
+        mean_prompt: tokens, of the prompts placed lately.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
         half_seconds_per_pair: half of what a prompt token and one before it cost (attention).
@@ -70,6 +71,7 @@ class WorkerTable:
         self.worker_ids: list[str] = []
         self.has_prices = False
         self.queued_total = 0.0
+        self.mean_prompt = 0.0
         self._queued_mean = 0.0
         self._now = 0.0
         for name in _COLUMNS:
@@ -111,9 +113,7 @@ class WorkerTable:
         for name in _COLUMNS:
             getattr(self, name)[slot] = 0.0
 
-    def publish(
-        self, slot: int, load: WorkerLoad, *, mean_output: float, mean_prompt: float
-    ) -> None:
+    def publish(self, slot: int, load: WorkerLoad, *, mean_output: float) -> None:
         """Rewrite the row of `slot` from its books.
 
         `mean_output` and `mean_prompt`, in tokens, stand in for what is not known of single
@@ -143,7 +143,7 @@ class WorkerTable:
         growth_per_context = (
             0.0 if cost.roofline and bound_by_compute else ratio * cost.per_context_token
         )
-        wait = prefill * (per_token + half_per_pair * mean_prompt)
+        wait = prefill * (per_token + half_per_pair * self.mean_prompt)
         if requests >= spec.max_sequences:  # until so many have ended that it is our turn
             ahead = (requests + 1 - spec.max_sequences) / spec.max_sequences
             wait += ahead * mean_output * decode_step
