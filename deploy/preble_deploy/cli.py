@@ -4,6 +4,7 @@ Only typer is imported here: `preble --help` must answer at once, on a machine w
 or a network.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -112,4 +113,6 @@ def _with_ray_address(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of the `preble` program."""
+    # gRPC's core would log every connection that ends; our own lines tell what matters.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     sys.exit(run(sys.argv[1:]))
