@@ -31,6 +31,7 @@ PURE = [
     "preble/page_keys.py",
     "preble/prefix_tree.py",
     "preble/cost.py",
+    "preble/first_principles.py",
     "router/preble_router/stimuli.py",
     "router/preble_router/scheduler.py",
     "router/preble_router/event_feed.py",

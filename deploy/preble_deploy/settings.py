@@ -241,7 +241,11 @@ class EngineOptions(ProcessSettings):
         int, Field(ge=0), Flag(metavar="THREADS", panel=ENGINE, default="cores per worker")
     ] = Field(0, description="CPU threads of one worker's torch.")
     cost_model: Annotated[Path | None, Flag(metavar="FILE", panel=ENGINE, default="derived")] = (
-        Field(None, description="JSON file with the cost model's coefficients.")
+        Field(
+            None,
+            description="How long steps take: a JSON file made by `preble profile`, or the name of "
+            "a cost model that comes with Preble, such as llama-3-8b-h100.",
+        )
     )
 
     def worker_config(self, model_path: Path, **changes: Any) -> WorkerConfig:

@@ -50,7 +50,8 @@ class WorkerConfig:
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: torch's intra-op threads on the CPU; 0 leaves torch's default.
-        cost_model: JSON file with coefficients; None takes first principles.
+        cost_model: JSON file with coefficients, or a name in `preble.cost_library`; None takes what
+            is known of the model on the device, else first principles.
         token: bearer token that routers must present, "" for none.
         router_token, router_ca: credentials when announcing itself to routers.
         drain_seconds: how long running requests may go on after SIGTERM.

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from preble.cost import CostModel
+from preble.cost_library import load_cost_model
 from preble.errors import ConfigError
+from preble.first_principles import H100, LLAMA_3_8B, estimated_cost
 from preble_worker.config import SchedulerConfig, WorkerConfig
 from preble_worker.loaded import LoadedEngine
 from preble_worker.simulated_engine import LOWEST_TOKEN, SimulatedEngine
@@ -16,18 +18,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("torch", "simulated")
 
-LLAMA_3_8B_ON_H100 = CostModel.first_principles(
-    name="Llama-3-8B, bfloat16, on one H100 SXM",
-    parameters=8.03e9,
-    layers=32,
-    hidden=4096,
-    kv_bytes_per_token=2 * 32 * 8 * 128 * 2,
-    # Half of the data sheet's FLOP/s and four fifths of its bandwidth: what good kernels sustain.
-    flops_per_second=0.5 * 989e12,
-    bytes_per_second=0.8 * 3.35e12,
-    weight_bytes=2 * 8.03e9,
-    fixed=1e-3,
-)
+LLAMA_3_8B_ON_H100 = estimated_cost(LLAMA_3_8B, H100)
 """What the engine of sleeps costs when no measured model is given."""
 
 SIMULATED_KV_TOKENS = 400_000
@@ -53,7 +44,7 @@ def load_engine(config: WorkerConfig) -> LoadedEngine:
     """
     cost = None
     if config.cost_model is not None:
-        cost = CostModel.from_json(_read(config.cost_model), where=str(config.cost_model))
+        cost = load_cost_model(config.cost_model)
     if config.engine == "simulated":
         return load_simulated_engine(config, cost=cost)
     if config.engine != "torch":

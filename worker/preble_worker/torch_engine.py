@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from preble.cost import CostModel
+from preble.cost_library import known_cost_model
 from preble.errors import ConfigError
 from preble_worker.attention import TorchAttention
 from preble_worker.config import SchedulerConfig, WorkerConfig
@@ -100,7 +101,9 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
     return LoadedEngine(
         engine=runner,
         scheduler=scheduler,
-        cost=cost or _first_principles(config.model, loaded, raw, dtype, device),
+        cost=cost
+        or known_cost_model(config.model, device.type)
+        or _first_principles(config.model, loaded, raw, dtype, device),
         vocab_size=loaded.vocab_size,
         name="torch",
     )
