@@ -20,6 +20,8 @@ TRACE = Path(__file__).parents[3] / "shared/traces/mooncake_conversation_first40
 BASELINE = "round_robin"
 CONTEXT_TOKENS = 8192
 WORKERS = 4
+KV_TOKENS = 131_072
+"""Per worker: half of all prompts, so that what is missed was misplaced and not evicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,14 @@ def replay_under(
     policy: str, trace: Path, directory: Path, *, limit: int, rate: float, engine: str = "torch"
 ) -> Outcome:
     """Replay on a fresh cluster, so that every policy starts with empty caches."""
-    with ClusterProcesses(directory, workers=WORKERS, engine=engine, policy=policy) as cluster:
+    cluster = ClusterProcesses(
+        directory,
+        workers=WORKERS,
+        engine=engine,
+        policy=policy,
+        worker_options=("--kv-cache-tokens", str(KV_TOKENS)),
+    )
+    with cluster:
         options = ReplayOptions(
             trace=trace, url=cluster.url, limit=limit, rate=rate, max_context=CONTEXT_TOKENS
         )
