@@ -26,11 +26,15 @@ class TraceRequest:
     Attributes:
         index: counts the trace's requests from 0; a skipped bad line counts none.
         line: where it stands in the file, from 1.
-        at: arrival in seconds since the trace began.
+        at: arrival in seconds since the trace began. Where `think_seconds` says otherwise, an
+            estimate of it: what orders the trace, and what an open-loop replay goes by.
         segments: the prompt as a path of the prefix tree; empty when `token_ids` states it.
         token_ids: the prompt's packed tokens; empty when `segments` states it.
         output_tokens: length of the answer, at least 1.
         session: requests of one conversation have the same; "" for none.
+        turn: its place in the session, from 0.
+        think_seconds: closed loop: it arrives so long after the answer to the session's turn
+            before, which stands above it in the trace. None: open loop, it arrives at `at`.
         namespace: tenant whose prefixes it may share; "" is the default.
     """
 
@@ -41,4 +45,6 @@ class TraceRequest:
     token_ids: bytes = b""
     output_tokens: int
     session: str = ""
+    turn: int = 0
+    think_seconds: float | None = None
     namespace: str = ""

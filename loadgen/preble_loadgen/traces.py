@@ -104,14 +104,26 @@ def load_trace(
 def _read(
     format: str, lines: Iterator[tuple[int, str]], bad_lines: BadLines
 ) -> Iterator[TraceRequest]:
-    """The requests that arrive in order; one that goes back in time is a bad line."""
+    """The requests in order; one that goes back in time, or follows nothing, is a bad line."""
     last_at, index = 0.0, 0
+    last_turns: dict[str, int] = {}
     for request in FORMATS[format].read(lines, bad_lines):
-        if request.at < last_at:
-            bad_lines.found(request.line, "arrives before the line above it")
+        if wrong := _out_of_place(request, last_at, last_turns.get(request.session)):
+            bad_lines.found(request.line, wrong)
             continue
         yield request if request.index == index else replace(request, index=index)
         last_at, index = request.at, index + 1
+        if request.session:
+            last_turns[request.session] = request.turn
+
+
+def _out_of_place(request: TraceRequest, last_at: float, last_turn: int | None) -> str:
+    """Why `request` cannot follow what was read so far; "" if it can."""
+    if request.at < last_at:
+        return "arrives before the line above it"
+    if request.think_seconds is None or last_turn == request.turn - 1:
+        return ""
+    return f"no turn {request.turn - 1} of its session stands above it to wait for"
 
 
 def _recognised(first_line: str, path: Path) -> str:

@@ -57,6 +57,17 @@ def test_own_format(tmp_path: Path) -> None:
     assert unpack_tokens(second.token_ids).tolist() == [5, 6, 2**32 - 1]
 
 
+def test_closed_loop_sessions(tmp_path: Path) -> None:
+    first, second = GOOD | {"session": "s"}, GOOD | {"session": "s", "turn": 1}
+    rows = [HEADER, first, GOOD | {"at": 1}, second | {"at": 2, "think_seconds": 1.5}]
+    trace = load_trace(write_lines(tmp_path / "t", rows))
+    assert [(r.session, r.turn, r.think_seconds) for r in trace.requests] == [
+        ("s", 0, None),
+        ("", 0, None),
+        ("s", 1, 1.5),
+    ]
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
 def test_azure(tmp_path: Path, name: str) -> None:
     lines = [
@@ -107,6 +118,10 @@ BAD_OWN = [
     ({"at": 0, "token_ids": [-1], "output_tokens": 1}, "token_ids must lie in"),
     ({"at": 0, "token_ids": [], "output_tokens": 1}, "token_ids must be a list"),
     (GOOD | {"session": 5}, "session must be text"),
+    (GOOD | {"session": "s", "turn": -1}, "turn must lie in"),
+    (GOOD | {"session": "s", "turn": 1, "think_seconds": -1}, "think_seconds must be a number"),
+    (GOOD | {"session": "s", "turn": 1, "think_seconds": 1}, "no turn 0 of its session"),
+    (GOOD | {"think_seconds": 1}, "no turn -1 of its session"),
     (GOOD | {"at": 0.1}, "arrives before"),
 ]
 BAD_AZURE = [

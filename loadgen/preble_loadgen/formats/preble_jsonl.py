@@ -8,7 +8,9 @@
 tokens apart from another's. `at` is in seconds. A prompt is either `token_ids`, or `segments`: a
 path of nodes [id, length] of the prefix tree, whose tokens are the fixed function of id and
 position in prompts.py; ids are below 2**31, and null, allowed at the end, is a node of this request
-alone. `session` (text) and `namespace` (the tenant) may be left out. Other fields are errors.
+alone. `session` (text), `turn` (its place there, 0 unless given) and `namespace` (the tenant) may
+be left out. `think_seconds` makes a request closed-loop: it arrives so long after the answer to the
+session's turn before, which must stand above it; its `at` is an estimate. Other fields are errors.
 """
 
 from collections.abc import Iterator
@@ -31,7 +33,16 @@ from preble_loadgen.trace_request import PRIVATE_ID, Segment, TraceRequest
 BLOCK_TOKENS = 0
 VERSION = 1
 _HEADER_FIELDS = {"preble_trace", "salt"}
-_FIELDS = {"at", "segments", "token_ids", "output_tokens", "session", "namespace"}
+_FIELDS = {
+    "at",
+    "segments",
+    "token_ids",
+    "output_tokens",
+    "session",
+    "turn",
+    "think_seconds",
+    "namespace",
+}
 
 
 def recognises(first_line: str) -> bool:
@@ -65,6 +76,8 @@ def read(lines: Lines, bad_lines: BadLines) -> Iterator[TraceRequest]:
             token_ids=row["token_ids"],
             output_tokens=row["output_tokens"],
             session=row["session"],
+            turn=row["turn"],
+            think_seconds=row["think_seconds"],
             namespace=row["namespace"],
         )
 
@@ -89,6 +102,10 @@ def _parse(line: str) -> dict[str, Any]:
         "token_ids": _token_ids(row["token_ids"]) if "token_ids" in row else b"",
         "output_tokens": integer(required(row, "output_tokens"), "output_tokens", low=1),
         "session": _text(row, "session"),
+        "turn": integer(row.get("turn", 0), "turn", low=0),
+        "think_seconds": (
+            seconds(row["think_seconds"], "think_seconds") if "think_seconds" in row else None
+        ),
         "namespace": _text(row, "namespace"),
     }
 
