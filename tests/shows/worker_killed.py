@@ -87,7 +87,7 @@ def main() -> int:
     print(f"streams in flight when the worker was killed   {outcome.in_flight}")
     print(f"  of them on that worker                       {outcome.on_victim}")
     print(f"  of all, without a token yet                  {outcome.without_token}")
-    print(f"ended on another worker                        {outcome.moved}")
+    print(f"ended on a living worker                       {outcome.moved}")
     print(f"hung, failed, or with a wrong token            {len(outcome.wrong)}")
     print(
         f"pages of the dead worker in the router's tree  "
