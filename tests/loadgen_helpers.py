@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,29 @@ def mooncake(timestamp: int, blocks: list[int], tail: int = 0, output: int = 4) 
         "input_length": full * 512 + tail,
         "output_length": output,
         "hash_ids": blocks,
+    }
+
+
+def call(
+    session: int,
+    turn: int,
+    *,
+    runs: Sequence[list[int]] = ([0, 2],),
+    tail: int = 2,
+    t: float | None = 0.0,
+    think: float | None = 0.0,
+    block: int = 64,
+) -> dict[str, Any]:
+    """A line of an agent-session trace."""
+    return {
+        "s": session,
+        "k": turn,
+        "t": t,
+        "th": think,
+        "in": sum(number for _, number in runs) * block + tail * (block == 64),
+        "out": 4,
+        "h": list(runs),
+        "c": "x",
     }
 
 

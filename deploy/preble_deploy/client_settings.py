@@ -67,7 +67,8 @@ class ReplaySettings(Settings):
     section: ClassVar[str] = "replay"
 
     trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
-        description="Mooncake JSONL, Preble's own JSONL or Azure CSV, gzipped or not."
+        description="Mooncake, agent-session or Preble's own JSONL, Azure or ServeGen CSV, gzipped "
+        "or not."
     )
     url: Annotated[str, Flag(metavar="URL", panel=TARGET)] = Field(
         "http://127.0.0.1:8000",
@@ -98,7 +99,7 @@ class ReplaySettings(Settings):
         int | None, Field(ge=4), Flag(metavar="TOKENS", panel=TARGET, default="ask the cluster")
     ] = Field(None, description="Token ids of the prompts stay below it.")
     trace_format: Annotated[
-        Literal["mooncake", "preble", "azure"] | None,
+        Literal["mooncake", "preble", "agents", "azure", "servegen"] | None,
         Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
     ] = Field(None, description="Format of the trace.")
     limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (

@@ -1,7 +1,8 @@
 """The one door to trace files: opens, recognises the format, reads and scales.
 
-Formats: Mooncake JSONL, our own JSONL and Azure CSV, each described at the head of its file in
-formats/. Any of them may be gzipped; both facts are told by content, not by the file's name.
+Formats: Mooncake JSONL, our own JSONL, agent sessions, Azure CSV and ServeGen CSV, each described
+at the head of its file in formats/. Any of them may be gzipped; both facts are told by content, not
+by the file's name.
 """
 
 import gzip
@@ -14,12 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from preble.errors import ConfigError
-from preble_loadgen.formats import azure_csv, mooncake, preble_jsonl
+from preble_loadgen.formats import agent_sessions, azure_csv, mooncake, preble_jsonl, servegen_csv
 from preble_loadgen.formats.lines import BadLines
 from preble_loadgen.scaling import fitting_factor, scaled
 from preble_loadgen.trace_request import TraceRequest
 
-FORMATS = {"mooncake": mooncake, "preble": preble_jsonl, "azure": azure_csv}
+FORMATS = {
+    "mooncake": mooncake,
+    "preble": preble_jsonl,
+    "agents": agent_sessions,
+    "azure": azure_csv,
+    "servegen": servegen_csv,
+}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -99,6 +106,21 @@ def load_trace(
         num_skipped=bad_lines.num_skipped,
         first_skipped=bad_lines.first,
     )
+
+
+def save_trace(trace: Trace, path: Path) -> None:
+    """Writes `trace` in our own format; gzipped if the name ends in .gz.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "wt", encoding="utf-8") as file:
+            for line in preble_jsonl.lines(trace.requests, salt=trace.salt):
+                file.write(line + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _read(

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from loadgen_helpers import SHARED_TRACES, mooncake, write_lines
+from loadgen_helpers import SHARED_TRACES, call, mooncake, write_lines
 
 from preble.errors import ConfigError
 from preble.page_keys import unpack_tokens
 from preble_loadgen.scaling import prompt_tokens
 from preble_loadgen.trace_request import PRIVATE_ID, Segment
-from preble_loadgen.traces import FORMATS, load_trace
+from preble_loadgen.traces import FORMATS, load_trace, save_trace
 
 HEADER = {"preble_trace": 1, "salt": 9}
 GOOD = {"at": 0.5, "segments": [[3, 20], [None, 5]], "output_tokens": 2}
@@ -91,6 +91,71 @@ def test_azure_columns_may_stand_in_any_order(tmp_path: Path) -> None:
     assert (prompt_tokens(request), request.output_tokens) == (40, 3)
 
 
+def test_servegen(tmp_path: Path) -> None:
+    lines = ["t_s,client,input_tokens,output_tokens", "0.5,3,10,2", "0.75,4,11,5"]
+    trace = load_trace(write_lines(tmp_path / "t.csv.gz", lines))
+    assert trace.format == "servegen"
+    assert [(r.at, r.namespace, prompt_tokens(r), r.output_tokens) for r in trace.requests] == [
+        (0.0, "3", 10, 2),
+        (0.25, "4", 11, 5),
+    ]
+
+
+def test_agent_sessions(tmp_path: Path) -> None:
+    rows = [
+        call(7, 0, runs=[[0, 2]], tail=2),
+        call(7, 1, runs=[[0, 1], [1, 1], [50, 3]], tail=0, t=9.0, think=2.5),
+        call(7, 2, runs=[[0, 1]], tail=0, t=4.0),
+        call(8, 0, runs=[[0, 2], [70, 1]], tail=1) | {"out": 0},
+    ]
+    trace = load_trace(write_lines(tmp_path / "t", rows))
+    by_line = {request.line: request for request in trace.requests}
+    first, second, third, other = (by_line[line] for line in (1, 2, 3, 4))
+    assert trace.format == "agents"
+    assert first.segments == (Segment(0, 128), Segment(PRIVATE_ID + 1, 2))
+    assert second.segments == (Segment(0, 128), Segment(50, 192))
+    assert third.segments == (Segment(0, 64),)
+    assert [(r.turn, r.think_seconds) for r in (first, second, third, other)] == [
+        (0, None),
+        (1, 2.5),
+        (2, 0.0),
+        (0, None),
+    ]
+    assert other.output_tokens == 1
+    assert {first.session, second.session, third.session} == {"7"} and other.session == "8"
+    # A call of a helper, whose clock began anew, still follows what it waits for.
+    assert (first.at, second.at, third.at) == (0.0, 9.0, 9.0)
+    assert [request.index for request in trace.requests] == [0, 1, 2, 3]
+
+
+def test_agent_sessions_without_a_clock(tmp_path: Path) -> None:
+    rows = [call(0, k, t=None, think=None, block=16) for k in range(3)]
+    trace = load_trace(write_lines(tmp_path / "t", rows))
+    assert [request.at for request in trace.requests] == [0.0, 1.0, 2.0]
+    assert [request.think_seconds for request in trace.requests] == [None, 0.0, 0.0]
+    assert trace.requests[0].segments[0].length == 32
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, name: str) -> None:
+    rows = [
+        HEADER,
+        GOOD | {"session": "s", "namespace": "n"},
+        GOOD | {"at": 0.7, "session": "s", "turn": 1, "think_seconds": 0.125},
+        {"at": 2.0000001, "token_ids": [5, 6, 2**32 - 1], "output_tokens": 1},
+    ]
+    trace = load_trace(write_lines(tmp_path / "t", rows))
+    save_trace(trace, tmp_path / name)
+    loaded = load_trace(tmp_path / name)
+    assert (loaded.requests, loaded.salt) == (trace.requests, 9)
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    trace = load_trace(write_lines(tmp_path / "t", [HEADER, GOOD]))
+    with pytest.raises(ConfigError, match=r"cannot write .*No such file"):
+        save_trace(trace, tmp_path / "no" / "where")
+
+
 BAD_MOONCAKE = [
     ("{", "not JSON"),
     ("[1]", "not a JSON object"),
@@ -130,7 +195,23 @@ BAD_AZURE = [
     ("2023-11-16 18:17:03,-1,5", "ContextTokens must be an integer"),
     ("2023-11-16 18:17:03,0,5", "ContextTokens must lie in"),
 ]
+BAD_AGENTS = [
+    (call(0, 1) | {"out": -1}, "out must lie in"),
+    (call(0, 1) | {"h": [[0, 3]]}, "h has 3 blocks, of 64 or 16 tokens, for 130 tokens"),
+    (call(0, 1) | {"h": [[0]]}, "h has [first, number]"),
+    (call(0, 1) | {"h": 4}, "h must be a list"),
+    (call(0, 1) | {"th": "x"}, "th must be a number"),
+    (call(0, 2), "turn 2 of its session follows turn 0"),
+]
+BAD_SERVEGEN = [
+    ("x,1,5,5", "t_s must be a number"),
+    ("nan,1,5,5", "t_s must be a number"),
+    ("1.0,1,5", "3 cells"),
+    ("1.0,1,0,5", "input_tokens must lie in"),
+]
 FILES = {
+    "agents": [call(0, 0), None, call(1, 0)],
+    "servegen": ["t_s,client,input_tokens,output_tokens", "0.5,3,10,2", None, "0.5,4,11,2"],
     "mooncake": [mooncake(0, [0]), None, mooncake(0, [1])],
     "preble": [HEADER, GOOD, None, GOOD | {"at": 1}],
     "azure": [
@@ -142,7 +223,13 @@ FILES = {
 }
 BAD_LINES = [
     (format, line, reason)
-    for format, lines in {"mooncake": BAD_MOONCAKE, "preble": BAD_OWN, "azure": BAD_AZURE}.items()
+    for format, lines in {
+        "mooncake": BAD_MOONCAKE,
+        "preble": BAD_OWN,
+        "agents": BAD_AGENTS,
+        "azure": BAD_AZURE,
+        "servegen": BAD_SERVEGEN,
+    }.items()
     for line, reason in lines
 ]
 
@@ -205,7 +292,7 @@ def test_the_format_may_be_given(tmp_path: Path) -> None:
     assert (len(trace.requests), trace.num_skipped) == (1, 1)
     with pytest.raises(ConfigError, match="--format takes mooncake"):
         load_trace(path, format="moon")
-    assert set(FORMATS) == {"mooncake", "preble", "azure"}
+    assert set(FORMATS) == {"mooncake", "preble", "agents", "azure", "servegen"}
 
 
 @pytest.mark.parametrize(
@@ -214,6 +301,9 @@ def test_the_format_may_be_given(tmp_path: Path) -> None:
         ("mooncake_conversation_first40min.jsonl.gz", "mooncake", 7851),
         ("azure2023_code.csv.gz", "azure", 8819),
         ("azure2024_thinned_sample.csv.gz", "azure", 5880),
+        ("derived_cc_v6_global.jsonl.gz", "agents", 7677),
+        ("derived_agent_tau_airline.jsonl.gz", "agents", 2454),
+        ("derived_servegen_m-small_1h.csv.gz", "servegen", 71997),
     ],
 )
 def test_real_traces(name: str, format: str, num_requests: int) -> None:

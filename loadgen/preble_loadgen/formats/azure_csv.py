@@ -4,14 +4,13 @@ Lengths and arrivals only: no two prompts share anything. Other columns are igno
 https://github.com/Azure/AzurePublicDataset describes the traces.
 """
 
-import csv
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import PurePath
 
 import xxhash
 
-from preble_loadgen.formats.lines import BadLine, BadLines, Lines, integer
+from preble_loadgen.formats.lines import BadLine, BadLines, Lines, columns, csv_cells, integer
 from preble_loadgen.trace_request import PRIVATE_ID, Segment, TraceRequest
 
 BLOCK_TOKENS = 0
@@ -20,7 +19,7 @@ _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 def recognises(first_line: str) -> bool:
     """Whether a file that begins so is of this format."""
-    return set(_COLUMNS) <= set(_cells(first_line))
+    return set(_COLUMNS) <= set(csv_cells(first_line))
 
 
 def salt(first_line: str, file: str) -> int:
@@ -31,13 +30,8 @@ def salt(first_line: str, file: str) -> int:
 def read(lines: Lines, bad_lines: BadLines) -> Iterator[TraceRequest]:
     """The requests. A bad header is an error even where bad lines are skipped."""
     rest = iter(lines)
-    number, header = next(rest, (1, ""))
-    cells = _cells(header)
-    for name in _COLUMNS:
-        if name not in cells:
-            BadLines(bad_lines.file).found(number, f"the header has no column {name}")
-    places = [cells.index(name) for name in _COLUMNS]
-    rows = [*bad_lines.parsed(rest, lambda line: _parse(_cells(line), places))]
+    places = columns(rest, _COLUMNS, bad_lines)
+    rows = [*bad_lines.parsed(rest, lambda line: _parse(csv_cells(line), places))]
     rows.sort(key=lambda row: row[1][0])  # the published files are not quite in order
     began_at = rows[0][1][0] if rows else 0.0
     for index, (line, (at, prompt, output)) in enumerate(rows):
@@ -48,10 +42,6 @@ def read(lines: Lines, bad_lines: BadLines) -> Iterator[TraceRequest]:
             segments=(Segment(PRIVATE_ID + line, prompt),),
             output_tokens=output,
         )
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line.strip("\r\n\ufeff")]), [])]
 
 
 def _parse(cells: list[str], places: list[int]) -> tuple[float, int, int]:

@@ -1,6 +1,7 @@
 """Lines of a trace file, and what becomes of those that are bad."""
 
-from collections.abc import Callable, Iterable, Iterator
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -94,3 +95,31 @@ def required(row: dict[str, Any], name: str) -> object:
     if name not in row:
         raise BadLine(f"{name} is missing")
     return row[name]
+
+
+def decimal_seconds(text: str, name: str) -> float:
+    """The time that the text of a CSV cell states."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadLine(f"{name} must be a number of at least 0, not {text!r}") from None
+    return seconds(value, name)
+
+
+def csv_cells(line: str) -> list[str]:
+    """The cells of one line of CSV, without the blanks around them."""
+    return [cell.strip() for cell in next(csv.reader([line.strip("\r\n\ufeff")]), [])]
+
+
+def columns(lines: Iterator[tuple[int, str]], names: Sequence[str], bad: BadLines) -> list[int]:
+    """Where the columns stand that the header, taken from `lines`, must have.
+
+    Raises:
+        ConfigError: it lacks one, whether or not bad lines are skipped.
+    """
+    number, header = next(lines, (1, ""))
+    cells = csv_cells(header)
+    for name in names:
+        if name not in cells:
+            BadLines(bad.file).found(number, f"the header has no column {name}")
+    return [cells.index(name) for name in names]

@@ -13,11 +13,13 @@ be left out. `think_seconds` makes a request closed-loop: it arrives so long aft
 session's turn before, which must stand above it; its `at` is an estimate. Other fields are errors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from preble.page_keys import pack_tokens
+import orjson
+
+from preble.page_keys import pack_tokens, unpack_tokens
 from preble_loadgen.formats.lines import (
     MAX_NODE_ID,
     BadLine,
@@ -80,6 +82,39 @@ def read(lines: Lines, bad_lines: BadLines) -> Iterator[TraceRequest]:
             think_seconds=row["think_seconds"],
             namespace=row["namespace"],
         )
+
+
+def lines(requests: Iterable[TraceRequest], *, salt: int = 0) -> Iterator[str]:
+    """The file that holds `requests`, line by line without line ends.
+
+    Reading it gives the same requests; nodes private to one may get another, equally private, id.
+    """
+    yield _json({"preble_trace": VERSION, "salt": salt})
+    for request in requests:
+        yield _json(_row(request))
+
+
+def _row(request: TraceRequest) -> dict[str, Any]:
+    row: dict[str, Any] = {"at": request.at}
+    if request.token_ids:
+        row["token_ids"] = unpack_tokens(request.token_ids).tolist()
+    else:
+        row["segments"] = [
+            [None if segment.id >= PRIVATE_ID else segment.id, segment.length]
+            for segment in request.segments
+        ]
+    row["output_tokens"] = request.output_tokens
+    if request.session:
+        row |= {"session": request.session, "turn": request.turn}
+    if request.think_seconds is not None:
+        row["think_seconds"] = request.think_seconds
+    if request.namespace:
+        row["namespace"] = request.namespace
+    return row
+
+
+def _json(row: dict[str, Any]) -> str:
+    return orjson.dumps(row).decode()
 
 
 def _header(line: str) -> int:
