@@ -69,12 +69,12 @@ class ClusterTree:
         if match.partial is not None:
             seen = match.partial.payload.warm
             if seen:
-                _assign(tokens, seen, min(match.num_pages * self.page_tokens, most))
+                assign(tokens, seen, min(match.num_pages * self.page_tokens, most))
         nodes, ends = match.nodes, match.ends
         for i in range(len(nodes) - 1, -1, -1):
             warm = nodes[i].payload.warm
             if warm != seen:
-                _assign(tokens, warm & ~seen, min(ends[i] * self.page_tokens, most))
+                assign(tokens, warm & ~seen, min(ends[i] * self.page_tokens, most))
                 seen = warm
         return tokens
 
@@ -323,7 +323,7 @@ class ClusterTree:
         self._key_sums[slot] &= KEY_SUM_MASK
 
 
-def _assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
+def assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
     """Set `tokens[slot] = count` for every bit of `mask`."""
     if mask.bit_count() <= _FEW_SLOTS:
         while mask:

@@ -245,6 +245,7 @@ class GlobalScheduler:
         for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
             self._close(booking, now=now)
         self._tree.forget(worker.slot)
+        self.policy.left(worker.slot)
         self._asking.pop(worker_id, None)
         self._roster.leave(worker)
 

@@ -10,12 +10,14 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from preble.types import LoadReport
 from preble_router.load import WorkerLoad
 
 Column = npt.NDArray[np.float64]
 
 _COLUMNS = (
     "outstanding_tokens",
+    "num_live",
     "num_requests",
     "num_queued",
     "num_decoding",
@@ -37,11 +39,13 @@ class WorkerTable:
 
     Attributes:
         worker_ids: "" for a slot nobody has now.
+        reports: the last one of each worker.
         has_prices: some eviction price is not 0.
         outstanding_tokens: uncached prompt tokens that the worker has yet to compute, and output
             tokens still to come.
-        num_requests: live ones. num_queued, num_decoding: of them, before and after their first
-            token.
+        num_live: the router's own live requests.
+        num_requests: all routers' live requests. num_queued, num_decoding: of them, before and
+            after their first token.
         queued_total: sum of `num_queued`.
         mean_prompt: tokens, of the prompts placed lately.
         wait_seconds: until a prefill placed now would start.
@@ -56,6 +60,7 @@ class WorkerTable:
     """
 
     outstanding_tokens: Column
+    num_live: Column
     num_requests: Column
     num_queued: Column
     num_decoding: Column
@@ -69,6 +74,7 @@ class WorkerTable:
 
     def __init__(self) -> None:
         self.worker_ids: list[str] = []
+        self.reports: list[LoadReport] = []
         self.has_prices = False
         self.queued_total = 0.0
         self.mean_prompt = 0.0
@@ -89,6 +95,7 @@ class WorkerTable:
 
     def add_slot(self) -> None:
         self.worker_ids.append("")
+        self.reports.append(LoadReport())
         for name in _COLUMNS:
             setattr(self, name, np.append(getattr(self, name), 0.0))
 
@@ -109,6 +116,7 @@ class WorkerTable:
 
     def clear(self, slot: int) -> None:
         """Nobody has `slot` any more."""
+        self.reports[slot] = LoadReport()
         self.queued_total -= float(self.num_queued[slot])
         for name in _COLUMNS:
             getattr(self, name)[slot] = 0.0
@@ -151,9 +159,11 @@ class WorkerTable:
         queued = max(load.num_queued, load.report.num_waiting)
         self.queued_total += queued - float(self.num_queued[slot])
         self.num_queued[slot] = queued
+        self.reports[slot] = load.report
         self.outstanding_tokens[slot] = (
             prefill + load.decode_tokens + load.others_requests * mean_output
         )
+        self.num_live[slot] = load.num_live
         self.num_requests[slot] = requests
         self.num_decoding[slot] = decoding
         self.wait_seconds[slot] = wait

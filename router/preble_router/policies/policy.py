@@ -47,6 +47,9 @@ class RoutingPolicy(ABC):
     def joined(self, slot: int, spec: WorkerSpec) -> None:  # noqa: B027
         """Another worker has `slot` from now on."""
 
+    def left(self, slot: int) -> None:  # noqa: B027
+        """The worker of `slot` was lost, its requests closed."""
+
     def placed(self, candidates: Candidates, booking: Booking, path_end: ClusterNode) -> None:  # noqa: B027
         """The request of `candidates` was booked; `path_end` is where its path ends in the tree."""
 

@@ -3,6 +3,7 @@
 import random
 
 from preble_router.candidates import Candidates
+from preble_router.policies.in_flight import lighter_of_two
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.worker_table import Column
 
@@ -15,8 +16,7 @@ class PowerOfTwo(RoutingPolicy):
         slots = candidates.open_slots
         if len(slots) == 1:
             return Choice(int(slots[0]), "the only worker")
-        first, second = (int(slots[i]) for i in rng.sample(range(len(slots)), 2))
-        slot = first if outstanding[first] <= outstanding[second] else second
+        slot = lighter_of_two(slots, outstanding, rng)
         return Choice(slot, f"the less loaded of two: {outstanding[slot]:.0f} tokens outstanding")
 
     def terms(self, candidates: Candidates) -> dict[str, Column]:
