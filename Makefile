@@ -10,6 +10,7 @@ MODEL ?= demo
 FUZZ_OPERATIONS ?= 1000000
 
 export OMP_NUM_THREADS ?= 1
+export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test check proto bench fuzz clean \
