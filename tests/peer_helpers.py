@@ -1,4 +1,4 @@
-"""What the tests of the peers' policies share: requests put on one worker, and scenes of traffic."""
+"""What tests of the peers' policies share: requests put on one worker, and scenes of traffic."""
 
 import random
 from collections import Counter
@@ -32,7 +32,8 @@ def put(
     others = {view.worker_id for view in scheduler.workers()} - {worker_id}
     names = []
     for _ in range(count):
-        names.append(f"put-{scheduler.tree_summary().live_requests}-{worker_id}-{now}")
+        num_placed = sum(view.placed_total for view in scheduler.workers())
+        names.append(f"put-{num_placed}-{worker_id}-{now}")
         placed = scheduler.place(route(names[-1], path, excluded=others), now=now)
         assert placed.worker_id == worker_id
     return names

@@ -1,4 +1,4 @@
-"""The peers that hear what the caches hold: `cache_aware_spill`, `kv_cost`, `prefix_score_precise`."""
+"""Peers that hear what the caches hold: `cache_aware_spill`, `kv_cost`, `prefix_score_precise`."""
 
 import random
 
