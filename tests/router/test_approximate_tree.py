@@ -5,7 +5,8 @@ import random
 import pytest
 
 from preble.page_keys import KEY_BYTES
-from preble_router.policies.active_blocks import ActiveBlocks
+from preble.prefix_tree import Node
+from preble_router.policies.active_blocks import ActiveBlocks, Users
 from preble_router.policies.approximate_tree import ApproximateTree
 
 KEYS = [bytes([letter]) * KEY_BYTES for letter in b"xyz"]
@@ -92,7 +93,7 @@ def test_the_latest_worker_of_a_prefix_is_who_got_it_last() -> None:
 def test_active_blocks_count_shared_pages_once() -> None:
     rng = random.Random(9)
     blocks = ActiveBlocks()
-    live = []
+    live: list[tuple[int, Node[Users], bytes]] = []
     for _ in range(600):
         if live and rng.random() < 0.45:
             slot, end, _ = live.pop(rng.randrange(len(live)))
