@@ -41,6 +41,8 @@ PURE = [
     "worker/preble_worker/scheduler.py",
     "worker/preble_worker/page_cache.py",
     "worker/preble_worker/policies",
+    "loadgen/preble_loadgen/fit.py",
+    "loadgen/preble_loadgen/profile_plan.py",
     "loadgen/preble_loadgen/report.py",
 ]
 PURE_MAY_IMPORT = {"numpy", "xxhash", "sortedcontainers"}

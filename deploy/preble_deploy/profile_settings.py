@@ -1,0 +1,66 @@
+"""Options of `preble profile`."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from preble_deploy.settings import ENGINE
+from preble_deploy.sources import Flag, Settings
+
+MEASURING = "Measuring"
+RESULTS = "Results"
+
+
+class ProfileSettings(Settings):
+    """`preble profile`."""
+
+    section: ClassVar[str] = "profile"
+
+    model: Annotated[str, Flag(argument=True, metavar="MODEL")] = Field(
+        "demo", description="`demo`, a directory, or a name on the Hugging Face hub."
+    )
+    out: Annotated[Path, Flag(metavar="FILE", panel=RESULTS)] = Field(
+        description="Write the cost model here, as JSON for --cost-model."
+    )
+    plot: Annotated[Path | None, Flag(metavar="FILE", panel=RESULTS, default="--out, as .png")] = (
+        Field(None, description="Write the plot of the residuals here, as PNG.")
+    )
+    quick: Annotated[bool, Flag(names=("--quick",), panel=MEASURING)] = Field(
+        False, description="Measure a third of the steps in a third of the time."
+    )
+    rounds: Annotated[int, Field(ge=1), Flag(metavar="N", panel=MEASURING)] = Field(
+        5, description="Visit every step so often; the fastest visit counts."
+    )
+    cpu_time: Annotated[bool, Flag(names=("--cpu-time",), panel=MEASURING)] = Field(
+        False,
+        description="Time by CPU seconds, for a machine that others use too; needs --device cpu "
+        "and --threads 1.",
+    )
+    engine: Annotated[Literal["torch", "simulated"], Flag(metavar="ENGINE", panel=ENGINE)] = Field(
+        "torch", description="`torch`, or `simulated` to see what measuring itself costs."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Flag(panel=ENGINE)] = Field(
+        "auto", description="`auto`, `cpu`, `cuda` or `cuda:N`."
+    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Flag(metavar="TYPE", panel=ENGINE)
+    ] = Field("auto", description="Type of weights and KV; `auto` takes the model's own on a GPU.")
+    threads: Annotated[
+        int, Field(ge=0), Flag(metavar="THREADS", panel=ENGINE, default="torch's choice")
+    ] = Field(0, description="CPU threads of torch.")
+    page_size: Annotated[int, Field(ge=1, le=1024), Flag(metavar="TOKENS", panel=ENGINE)] = Field(
+        16, description="Tokens per cache page."
+    )
+    kv_cache_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="what memory allows")
+    ] = Field(0, description="Size of the KV cache; steps larger than it are not measured.")
+    max_num_batched_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="the engine's choice")
+    ] = Field(0, description="Token budget of one step, the largest that is measured.")
+    max_num_seqs: Annotated[int, Field(ge=1), Flag(metavar="REQUESTS", panel=ENGINE)] = Field(
+        64, description="Requests in one step, the most that are measured."
+    )
+    cost_model: Annotated[Path | None, Flag(metavar="FILE", panel=ENGINE, default="derived")] = (
+        Field(None, description="Cost model of `--engine simulated`: a file, or a known name.")
+    )

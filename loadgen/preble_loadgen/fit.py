@@ -1,0 +1,225 @@
+"""From measured steps to a cost model. Pure.
+
+Both forms of `preble.cost.CostModel` are fitted by least squares with coefficients that are never
+negative. What is minimised is the relative error, since a step of 2 ms matters as much as one of
+200 ms. Steps that the fit has not seen decide between the forms, and whether either is any good.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from preble.cost import CostModel
+
+WORST_ERROR_MAX = 0.15
+"""Of a fit that may be used: relative, over the steps held out."""
+
+HELD_OUT_EVERY = 4
+ROUNDS_MAX = 20
+"""Of guessing which side of the roof steps are on; it settles in a few."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredStep:
+    """One kind of step and how long it takes.
+
+    Attributes:
+        kind: for people, such as "decode".
+        prefill_tokens, attention, decodes, context_tokens: P, A, D and K of the cost model.
+    """
+
+    kind: str
+    prefill_tokens: float
+    attention: float
+    decodes: float
+    context_tokens: float
+    seconds: float
+
+    def predicted(self, cost: CostModel) -> float:
+        """Seconds according to `cost`."""
+        return cost.step_seconds(
+            prefill_tokens=self.prefill_tokens,
+            attention=self.attention,
+            decodes=self.decodes,
+            context_tokens=self.context_tokens,
+        )
+
+    def error(self, cost: CostModel) -> float:
+        """Relative error of `cost`: (predicted - measured) / measured."""
+        return self.predicted(cost) / self.seconds - 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A cost model and how well it does.
+
+    Attributes:
+        steps: those it was fitted to.
+        held_out: those it was not.
+        r_squared: of the seconds of all steps: the share of their variance it explains.
+        worst: the step held out that it misses by most.
+    """
+
+    cost: CostModel
+    steps: tuple[MeasuredStep, ...]
+    held_out: tuple[MeasuredStep, ...]
+    r_squared: float
+    worst: MeasuredStep
+
+    @property
+    def form(self) -> str:
+        return "roofline" if self.cost.roofline else "linear"
+
+    @property
+    def worst_error(self) -> float:
+        """Largest relative error over the steps held out."""
+        return abs(self.worst.error(self.cost))
+
+    @property
+    def median_error(self) -> float:
+        """Median relative error over the steps held out."""
+        return float(np.median([abs(step.error(self.cost)) for step in self.held_out]))
+
+    @property
+    def is_usable(self) -> bool:
+        return self.worst_error <= WORST_ERROR_MAX
+
+
+def fit_both(steps: Sequence[MeasuredStep], *, name: str, source: str) -> tuple[Fit, Fit]:
+    """The linear and the roofline fit, the one that misses held-out steps by less first.
+
+    Every fourth step is held out.
+    """
+    assert len(steps) >= 2 * HELD_OUT_EVERY, "too few steps to fit five coefficients"
+    held_out = tuple(steps[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
+    seen = tuple(s for i, s in enumerate(steps) if i % HELD_OUT_EVERY != HELD_OUT_EVERY // 2)
+    fits = [
+        _judge(replace(form(seen), name=name, source=source), seen, held_out)
+        for form in (fit_linear, fit_roofline)
+    ]
+    # Of equals the simpler form is first, and the sort is stable.
+    better, other = sorted(fits, key=lambda fit: fit.worst_error)
+    return better, other
+
+
+def fit_linear(steps: Sequence[MeasuredStep]) -> CostModel:
+    """t = fixed + c1·P + c2·A + c3·D + c4·K."""
+    compute, traffic = _terms(steps)
+    fixed = np.ones((len(steps), 1))
+    c = _fit_relative(np.hstack([fixed, compute, traffic[:, 1:]]), steps)
+    return _model(fixed=c[0], compute=c[1:4], traffic=(0.0, c[4]), roofline=False)
+
+
+def fit_roofline(steps: Sequence[MeasuredStep]) -> CostModel:
+    """t = fixed + max(c1·P + c2·A + c3·D, weights + c4·K).
+
+    Which side of the roof each step is on is guessed, fitted and corrected until nothing changes,
+    from several first guesses; the best end counts.
+    """
+    candidates = [_fit_sides(steps, guess) for guess in _first_guesses(steps)]
+    return min(candidates, key=lambda cost: _squared_error(cost, steps))
+
+
+def non_negative_least_squares(matrix: Floats, target: Floats) -> Floats:
+    """argmin |matrix · x - target|² over x >= 0.
+
+    At the optimum the positive entries are the plain least-squares solution over their columns.
+    A cost model has so few columns that all sets of them can be tried.
+
+    Args:
+        matrix: (n, at most 8).
+        target: (n,).
+    """
+    num_columns = matrix.shape[1]
+    assert num_columns <= 8, "the number of sets of columns doubles with each"
+    best, best_error = np.zeros(num_columns), float(target @ target)
+    # Columns differ by many orders of magnitude; rank is judged on equal terms.
+    scales = np.maximum(np.linalg.norm(matrix, axis=0), np.finfo(np.float64).tiny)
+    scaled = matrix / scales
+    for size in range(1, num_columns + 1):
+        for columns in map(list, combinations(range(num_columns), size)):
+            solution = np.linalg.lstsq(scaled[:, columns], target, rcond=None)[0]
+            residual = scaled[:, columns] @ solution - target
+            error = float(residual @ residual)
+            if (solution >= 0.0).all() and error < best_error:
+                best, best_error = np.zeros(num_columns), error
+                best[columns] = solution / scales[columns]
+    return best
+
+
+def _judge(
+    cost: CostModel, steps: tuple[MeasuredStep, ...], held_out: tuple[MeasuredStep, ...]
+) -> Fit:
+    everything = (*steps, *held_out)
+    seconds = np.array([step.seconds for step in everything])
+    residual = seconds - [step.predicted(cost) for step in everything]
+    variance = float(((seconds - seconds.mean()) ** 2).sum())
+    return Fit(
+        cost=cost,
+        steps=steps,
+        held_out=held_out,
+        r_squared=1.0 - float((residual**2).sum()) / variance if variance else 1.0,
+        worst=max(held_out, key=lambda step: abs(step.error(cost))),
+    )
+
+
+def _terms(steps: Sequence[MeasuredStep]) -> tuple[Floats, Floats]:
+    """Columns (P, A, D) and (1, K)."""
+    compute = np.array([(s.prefill_tokens, s.attention, s.decodes) for s in steps])
+    traffic = np.array([(1.0, s.context_tokens) for s in steps])
+    return compute, traffic
+
+
+def _fit_relative(matrix: Floats, steps: Sequence[MeasuredStep]) -> Floats:
+    seconds = np.array([step.seconds for step in steps])
+    return non_negative_least_squares(matrix / seconds[:, None], np.ones(len(steps)))
+
+
+def _first_guesses(steps: Sequence[MeasuredStep]) -> list[npt.NDArray[np.bool_]]:
+    """Which steps are bound by memory: those without prefill, or with at most so many tokens."""
+    tokens = np.array([step.prefill_tokens + step.decodes for step in steps])
+    limits = np.unique(np.quantile(tokens, (0.1, 0.25, 0.5, 0.75)))
+    decoding = np.array([step.prefill_tokens == 0 for step in steps])
+    return [decoding, *(tokens <= limit for limit in limits)]
+
+
+def _fit_sides(steps: Sequence[MeasuredStep], by_memory: npt.NDArray[np.bool_]) -> CostModel:
+    compute, traffic = _terms(steps)
+    fixed = np.ones((len(steps), 1))
+    best: CostModel | None = None
+    for _ in range(ROUNDS_MAX):
+        sides = (compute * ~by_memory[:, None], traffic * by_memory[:, None])
+        c = _fit_relative(np.hstack([fixed, *sides]), steps)
+        cost = _model(fixed=c[0], compute=c[1:4], traffic=(c[4], c[5]), roofline=True)
+        if best is None or _squared_error(cost, steps) < _squared_error(best, steps):
+            best = cost
+        seen, by_memory = by_memory, traffic @ c[4:] > compute @ c[1:4]
+        if (seen == by_memory).all():
+            break
+    assert best is not None
+    return best
+
+
+def _model(
+    *, fixed: float, compute: Sequence[float] | Floats, traffic: tuple[float, float], roofline: bool
+) -> CostModel:
+    per_prefill_token, per_attention, per_decode = map(float, compute)
+    return CostModel(
+        name="",
+        fixed=float(fixed),
+        per_prefill_token=per_prefill_token,
+        per_attention=per_attention,
+        per_decode=per_decode,
+        per_context_token=float(traffic[1]),
+        weight_read=float(traffic[0]),
+        roofline=roofline,
+    )
+
+
+def _squared_error(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:
+    return sum(step.error(cost) ** 2 for step in steps)

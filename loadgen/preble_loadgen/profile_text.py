@@ -1,0 +1,55 @@
+"""What `preble profile` prints: how the forms compare, and the coefficients of the better one."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from preble_loadgen.fit import WORST_ERROR_MAX, Fit
+
+UNITS = {
+    "fixed": "s per step",
+    "weight_read": "s per step",
+    "per_prefill_token": "s per prompt token",
+    "per_attention": "s per pair of a prompt token and an earlier one",
+    "per_decode": "s per decode",
+    "per_context_token": "s per context token of the decodes",
+}
+
+
+def fits_table(fits: Sequence[Fit]) -> Table:
+    """One row per form; the first is the one that is used."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("form")
+    for heading in ("R²", "median error", "worst error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst step")
+    for fit in fits:
+        worst = fit.worst
+        table.add_row(
+            fit.form,
+            f"{fit.r_squared:.4f}",
+            f"{fit.median_error:.1%}",
+            f"{fit.worst_error:.1%}",
+            f"{worst.kind}: {worst.prefill_tokens:g} new, {worst.decodes:g} decodes, "
+            f"{worst.context_tokens:.0f} in context: {worst.seconds * 1e3:.2f} ms, predicted "
+            f"{worst.predicted(fit.cost) * 1e3:.2f} ms",
+        )
+    return table
+
+
+def describe(fit: Fit) -> str:
+    """The coefficients, and the errors of each kind of step."""
+    lines = [
+        f"\n{fit.form}, fitted to {len(fit.steps)} steps, judged by {len(fit.held_out)} others "
+        f"(worst error at most {WORST_ERROR_MAX:.0%})"
+    ]
+    for name, unit in UNITS.items():
+        lines.append(f"  {name:<18}{getattr(fit.cost, name):>12.4g}  {unit}")
+    errors: dict[str, list[float]] = defaultdict(list)
+    for step in (*fit.steps, *fit.held_out):
+        errors[step.kind].append(abs(step.error(fit.cost)))
+    for kind, values in errors.items():
+        mean = sum(values) / len(values)
+        lines.append(f"  {kind:<18}mean error {mean:.1%}, worst {max(values):.1%}, all steps")
+    return "\n".join(lines)
