@@ -24,6 +24,15 @@ def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
+_SEED_FACTOR = 0x9E3779B1
+"""Odd, and so different salts for the first 2**32 seeds."""
+
+
+def seeded(salt: int, seed: int) -> int:
+    """The salt of a trace in a run of that seed."""
+    return (salt ^ seed * _SEED_FACTOR) & 0xFFFF_FFFF
+
+
 class PromptMaker:
     """Makes token ids below `vocab_size` from what a trace says of a prompt.
 

@@ -16,7 +16,7 @@ from preble.errors import ConfigError
 from preble_loadgen.grpc_target import GrpcTarget
 from preble_loadgen.http_target import HttpTarget
 from preble_loadgen.progress import Progress, show
-from preble_loadgen.prompts import PromptMaker
+from preble_loadgen.prompts import PromptMaker, seeded
 from preble_loadgen.replay_options import ReplayOptions, arrival_times, selected_trace
 from preble_loadgen.report import Report, RequestRecord, summarize
 from preble_loadgen.report_text import print_report
@@ -34,8 +34,6 @@ DEFAULT_VOCAB_SIZE = 32_000
 """Where neither the options nor the cluster say."""
 _START_SECONDS = 0.1
 """Between reading the trace and its first request."""
-_SEED_FACTOR = 0x9E3779B1
-"""Odd, and so different salts for the first 2**32 seeds."""
 _UNFINISHED = {"cancelled", "deadline", "refused", "error"}
 
 
@@ -113,7 +111,7 @@ class _Run:
         vocab_size = options.vocab_size or served.vocab_size or DEFAULT_VOCAB_SIZE
         self._seed = options.seed
         self._requests = trace.requests
-        salt = (trace.salt ^ options.seed * _SEED_FACTOR) & 0xFFFF_FFFF
+        salt = seeded(trace.salt, options.seed)
         self._prompts = PromptMaker(vocab_size=vocab_size, salt=salt)
         self._arrivals = arrival_times(trace.requests, options)
         self._target = target

@@ -53,7 +53,7 @@ class RequestRecord:
     ended_at: float
     first_at: float | None = None
     last_at: float | None = None
-    gaps: tuple[float, ...] = ()
+    gaps: Sequence[float] = ()
     prompt_tokens: int = 0
     expected_output_tokens: int = 0
     output_tokens: int = 0

@@ -38,7 +38,7 @@ class ResultFiles:
             self.figures.write(report_json(report, _circumstances(secret) | about))
         if self.requests is not None:
             for record in sorted(records, key=lambda record: record.index):
-                self.requests.write(orjson.dumps(asdict(record)).decode() + "\n")
+                self.requests.write(orjson.dumps(asdict(record), default=list).decode() + "\n")
 
 
 @contextmanager

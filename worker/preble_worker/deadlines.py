@@ -14,6 +14,10 @@ class Deadlines:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Sequence]] = []
 
+    def __bool__(self) -> bool:
+        """Whether there may be any."""
+        return bool(self._heap)
+
     def add(self, sequence: Sequence, *, num_live: int) -> None:
         if sequence.deadline_at is None:
             return

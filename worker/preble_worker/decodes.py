@@ -5,6 +5,8 @@ is a dozen array operations; only what happens to single requests (an end, a new
 is done one by one.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -100,6 +102,23 @@ class DecodeRows:
         slots = self.slots
         return np.flatnonzero(self._num_computed[slots] == self._capacity[slots])
 
+    def steps_until_end(self, *, num_available: int) -> int:
+        """How many steps in a row compute all rows, if nobody joins or is cancelled: the last is
+        the one in which a row ends, or behind which more than `num_available` pages would be
+        needed. 1 if an end cannot be foreseen, because a token may bring it.
+        """
+        slots = self.slots
+        if self._rows_with_stop_tokens or (self._eos_token_ids and self._obeys_eos[slots].any()):
+            return 1
+        steps = int((self._max_tokens[slots] - self._tables.output_position[slots]).min())
+        while steps > 1 and self._wanted_pages(slots, ahead=steps - 1) > num_available:
+            steps //= 2
+        return steps
+
+    def _wanted_pages(self, slots: Slots, *, ahead: int) -> int:
+        beyond = self._num_computed[slots] + ahead - self._capacity[slots]
+        return int((np.maximum(beyond, -1) // self._page_tokens + 1).sum())
+
     def give_pages(self, rows: Rows, pages: PageArray) -> None:
         """One page more for each of `rows`."""
         slots = self.slots[rows]
@@ -126,6 +145,39 @@ class DecodeRows:
         for row in np.flatnonzero(columns == TAIL_TOKENS - 1).tolist():
             self._move_tail(self.sequences[row])
         return self._columns(positions, tokens), self._ended(after, tokens)
+
+    def advance_many(
+        self, tokens: npt.NDArray[np.int64], allocate: Callable[[int], PageArray]
+    ) -> None:
+        """`advance` once for each line of `tokens`, with which no row ends, and `give_pages` from
+        `allocate` after each.
+        """
+        for first in range(0, len(tokens), self._page_tokens):
+            self._advance_page(tokens[first : first + self._page_tokens])
+            rows, counts = self._overdue_rows()
+            if counts:
+                self.give_pages(rows, np.concatenate([allocate(count) for count in counts]))
+
+    def _advance_page(self, tokens: npt.NDArray[np.int64]) -> None:
+        """So many steps that no row needs more than one page."""
+        slots, tables, num_steps = self.slots, self._tables, len(tokens)
+        newest = np.ascontiguousarray(tokens.T, dtype=TOKEN_DTYPE)
+        for row, sequence in enumerate(self.sequences):
+            self._move_tail(sequence)
+            sequence.generated += newest[row].tobytes()
+            sequence.num_output += num_steps
+        tables.output_position[slots] += num_steps
+        tables.last_token[slots] = tokens[-1]
+        self._num_computed[slots] += num_steps
+        self.context_tokens += num_steps * len(slots)
+
+    def _overdue_rows(self) -> tuple[Rows, list[int]]:
+        """Rows that lack a page, longest first, and how many of them in each step began to."""
+        overdue = self._num_computed[self.slots] - self._capacity[self.slots]
+        rows = np.flatnonzero(overdue >= 0)
+        order = np.argsort(-overdue[rows], kind="stable")
+        counts = np.bincount(overdue[rows])[::-1]
+        return rows[order], counts[counts > 0].tolist()
 
     def _columns(
         self, positions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]

@@ -31,6 +31,7 @@ from preble_worker.batch_maker import BatchMaker
 from preble_worker.config import SchedulerConfig
 from preble_worker.deadlines import Deadlines
 from preble_worker.decodes import DecodeRows
+from preble_worker.load_report import Totals, load_report
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import make_policy
@@ -86,10 +87,7 @@ class LocalScheduler:
         self._others: list[RequestOutput] = []
         self._digest = (0, 0)
         self._num_added = 0
-        self._num_preemptions = 0
-        self._num_prompt_tokens = 0
-        self._num_cached_tokens = 0
-        self._busy_seconds = 0.0
+        self._totals = Totals()
 
     @property
     def num_live(self) -> int:
@@ -179,7 +177,7 @@ class LocalScheduler:
         """Take in what the engine computed: one token per row with samples, in row order."""
         assert batch is self._under_way and len(tokens) == np.count_nonzero(batch.samples)
         self._under_way = None
-        self._busy_seconds += now - self._scheduled_at
+        self._totals.busy_seconds += now - self._scheduled_at
         decoded = NO_TOKENS
         if batch.num_decodes:
             decoded = self._complete_decodes(tokens[: batch.num_decodes], now)
@@ -188,12 +186,33 @@ class LocalScheduler:
         self._stopping.clear()
         return self._hand_out(decoded)
 
+    def num_alike(self, batch: Batch) -> int:
+        """How many steps in a row, `batch` the first, compute the same requests, if none comes or
+        is cancelled. To be asked right after `schedule`. 1 wherever it could be more but is not
+        certain; 1 while any request has a deadline.
+        """
+        assert batch is self._under_way
+        if self._prefills.chunks or self._deadlines:
+            return 1
+        num_alike = self._decodes.steps_until_end(num_available=self._cache.num_available)
+        if self._has_room(self.config.max_batch_tokens - len(self._decodes)):
+            num_alike = min(num_alike, self._retry_at_step - self._batches.step + 1)
+        return max(num_alike, 1)
+
+    def repeat(self, batch: Batch, tokens: npt.NDArray[np.int64]) -> None:
+        """As if `batch` were completed with each line of `tokens`, and scheduled again each time:
+        the last of those many batches, less than `num_alike`, is then under way as `batch`.
+        """
+        assert batch is self._under_way and not self._stopping
+        self._decodes.advance_many(tokens, self._cache.allocate)
+        self._batches.step += len(tokens)
+
     def fail(self, batch: Batch, *, error: str, now: float) -> StepOutputs:
         """The engine failed: the requests of `batch` end as ERROR, nothing of it is shared."""
         assert batch is self._under_way
         self._under_way = None
         self._stopping.clear()
-        self._busy_seconds += now - self._scheduled_at
+        self._totals.busy_seconds += now - self._scheduled_at
         for sequence in [*self._decodes.sequences, *self._prefills.chunks]:
             sequence.chunk = 0
             self._take_out(sequence, now, share=False)
@@ -205,22 +224,9 @@ class LocalScheduler:
 
     def load(self) -> LoadReport:
         """How busy the worker is; the tree's digest is that of the last events handed out."""
-        cache = self._cache
-        tree_pages, tree_key_sum = self._digest
-        return LoadReport(
-            num_waiting=len(self._waiting),
-            num_running=self._num_running,
-            waiting_prefill_tokens=self._waiting.num_missing + self._prefills.num_missing,
-            decode_context_tokens=self._decodes.context_tokens,
-            free_pages=cache.num_free,
-            cached_pages=cache.num_tree - cache.num_used,
-            used_pages=cache.num_pages - cache.num_available,
-            tree_pages=tree_pages,
-            tree_key_sum=tree_key_sum,
-            preemptions_total=self._num_preemptions,
-            prompt_tokens_total=self._num_prompt_tokens,
-            cached_tokens_total=self._num_cached_tokens,
-            busy_seconds_total=self._busy_seconds,
+        waiting, prefills, decodes = self._waiting, self._prefills, self._decodes
+        return load_report(
+            waiting, prefills, decodes, self._cache, self._totals, digest=self._digest
         )
 
     def snapshot(self) -> CacheSnapshot:
@@ -243,13 +249,15 @@ class LocalScheduler:
         self._take_out(sequence, now, share=True)
         sequence.requeue()
         self._waiting.add(sequence)
-        self._num_preemptions += 1
+        self._totals.preemptions += 1
+
+    def _has_room(self, budget: int) -> bool:
+        """Whether somebody waits, and only pages could be lacking."""
+        return budget > 0 and len(self._waiting) > 0 and self._num_running < self._max_running
 
     def _may_start(self, budget: int) -> bool:
         """Whether looking at the queue can come to anything."""
-        if not budget or not len(self._waiting) or self._num_running >= self._max_running:
-            return False
-        return (
+        return self._has_room(budget) and (
             self._num_running == 0
             or self._cache.num_available >= self._slots.wanted_pages
             or self._batches.step >= self._retry_at_step
@@ -275,16 +283,9 @@ class LocalScheduler:
             return False
         self._waiting.start(sequence, now=now)
         sequence.stage = Stage.PREFILL
-        self._count_start(sequence)
+        self._totals.count_start(sequence)
         self._prefills.add(sequence)
         return True
-
-    def _count_start(self, sequence: Sequence) -> None:
-        """Only a request's first start counts; after a preemption it hits its own pages."""
-        if sequence.served_from_cache is None:
-            sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
-            self._num_prompt_tokens += sequence.num_prompt_tokens
-            self._num_cached_tokens += sequence.served_from_cache
 
     def _complete_decodes(self, tokens: npt.NDArray[np.int64], now: float) -> TokenColumns:
         sequences = self._decodes.sequences

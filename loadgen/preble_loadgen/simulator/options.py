@@ -1,0 +1,102 @@
+"""What is simulated."""
+
+from dataclasses import dataclass
+
+from preble.cost import CostModel
+from preble.errors import ConfigError
+from preble.types import WorkerSpec
+from preble_loadgen.simulator.faults import Fault
+from preble_worker.config import SchedulerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """A cluster of equal workers, its policies, and what befalls it.
+
+    Attributes:
+        policy: of routing. local_policy: of each worker.
+        cost: seconds per step of each worker.
+        kv_cache_tokens, max_batch_tokens, max_sequences, context_tokens, page_tokens: of each.
+        prefix_caching: whether workers share and keep prefixes.
+        seed: of everything random. Another seed also means other prompts with the same sharing.
+        wire_seconds: what a message between router and worker takes, each way.
+        report_seconds: steps that compute the same requests are reported together, for at most
+            about so long; 0 reports every step on its own, as production does, and is slower.
+            When each token was there stays exact; only what the router knows comes late.
+        silence_seconds, max_attempts, takeover_seconds: as in the router.
+        check_every: assert all invariants so often, in virtual seconds; 0 never.
+        sample_every: virtual seconds between two samples of every worker's load; 0 for none.
+        faults: what goes wrong.
+    """
+
+    cost: CostModel
+    num_workers: int = 4
+    policy: str = "preble"
+    local_policy: str = "preble_groups"
+    kv_cache_tokens: int = 400_000
+    max_batch_tokens: int = 2048
+    max_sequences: int = 64
+    context_tokens: int = 131_072
+    page_tokens: int = 16
+    vocab_size: int = 128_256
+    prefix_caching: bool = True
+    seed: int = 0
+    wire_seconds: float = 0.0005
+    report_seconds: float = 0.1
+    silence_seconds: float = 2.0
+    max_attempts: int = 3
+    takeover_seconds: float = 5.0
+    check_every: float = 0.0
+    sample_every: float = 1.0
+    faults: tuple[Fault, ...] = ()
+
+    def check(self) -> None:
+        """
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        at_least_one = {
+            "workers": self.num_workers,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_sequences": self.max_sequences,
+            "context_tokens": self.context_tokens,
+            "page_tokens": self.page_tokens,
+            "kv_cache_tokens in pages": self.kv_cache_tokens // max(self.page_tokens, 1),
+            "max_attempts": self.max_attempts,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        for fault in self.faults:
+            if fault.worker >= self.num_workers:
+                raise ConfigError(
+                    f"{fault.kind}:{fault.worker}: there are only {self.num_workers} workers, "
+                    "counted from 0"
+                )
+
+    def scheduler_config(self) -> SchedulerConfig:
+        """Of each worker's `LocalScheduler`."""
+        return SchedulerConfig(
+            num_pages=self.kv_cache_tokens // self.page_tokens,
+            page_tokens=self.page_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=self.max_sequences,
+            context_tokens=self.context_tokens,
+            policy=self.local_policy,
+            prefix_caching=self.prefix_caching,
+        )
+
+    def worker_spec(self, worker_id: str, *, epoch: int) -> WorkerSpec:
+        """What a worker says of itself when it joins."""
+        return WorkerSpec(
+            worker_id=worker_id,
+            epoch=epoch,
+            model=self.cost.name,
+            page_tokens=self.page_tokens,
+            capacity_tokens=self.kv_cache_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=self.max_sequences,
+            context_tokens=self.context_tokens,
+            vocab_size=self.vocab_size,
+            cost=self.cost,
+        )
