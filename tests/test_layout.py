@@ -44,6 +44,10 @@ PURE = [
     "loadgen/preble_loadgen/fit.py",
     "loadgen/preble_loadgen/profile_plan.py",
     "loadgen/preble_loadgen/report.py",
+    "loadgen/preble_loadgen/workloads",
+    "loadgen/preble_loadgen/analysis.py",
+    "loadgen/preble_loadgen/prompt_pieces.py",
+    "loadgen/preble_loadgen/reuse_distance.py",
 ]
 PURE_MAY_IMPORT = {"numpy", "xxhash", "sortedcontainers"}
 IMPURE_STANDARD = {

@@ -5,8 +5,8 @@
 `s` session, `k` turn, `t` seconds since the session's first call, `th` think time before the call
 (both null where there was no clock), `in` and `out` tokens, `h` runs [first, number] of ids of the
 prompt's full blocks, chained: equal ids follow equal prefixes. Blocks are of 16 or 64 tokens, as
-the lengths tell; the tokens after the last one belong to the call alone. A call that was broken off before its first
-token counts as one of a single token. `c` is ignored.
+the lengths tell; the tokens after the last one belong to the call alone. A call that was broken off
+before its first token counts as one of a single token. `c` is ignored.
 
 Sessions have no common clock. They begin at random, one every `SESSION_GAP_SECONDS` on average, the
 same way every time. Within a session the loop is closed: the next call waits for the last answer.
