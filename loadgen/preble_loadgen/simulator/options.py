@@ -42,7 +42,7 @@ class SimulationOptions:
     prefix_caching: bool = True
     seed: int = 0
     wire_seconds: float = 0.0005
-    report_seconds: float = 0.1
+    report_seconds: float = 0.2
     silence_seconds: float = 2.0
     max_attempts: int = 3
     takeover_seconds: float = 5.0
