@@ -15,9 +15,6 @@ from preble.first_principles import PAIRS, estimated_cost, estimated_kv_tokens
 FOLDER = "cost_models"
 SUFFIX = ".json"
 
-CPU_KV_TOKENS = 32_768
-"""What the torch engine reserves on a CPU unless told otherwise."""
-
 
 def cost_model_names() -> tuple[str, ...]:
     """Names of the cost models that `load_cost_model` finds, sorted."""
@@ -51,18 +48,16 @@ def known_cost_model(model: str, device: str) -> CostModel | None:
 
 
 def kv_capacity_tokens(name: str) -> int:
-    """Tokens of KV cache that a worker with the named cost model has unless told otherwise.
+    """Tokens of KV cache that fit beside the weights where the named cost model is from.
 
     Raises:
-        ConfigError: there is no such cost model, so that only the caller knows the memory.
+        ConfigError: it is none from first principles, so that only the caller knows the memory.
     """
     if name in PAIRS:
         return estimated_kv_tokens(*PAIRS[name])
-    if name in cost_model_names() and name.endswith("-cpu"):
-        return CPU_KV_TOKENS
     raise ConfigError(
         f"no KV capacity is known for the cost model {name!r}, only for one of "
-        f"{', '.join(cost_model_names())}"
+        f"{', '.join(sorted(PAIRS))}"
     )
 
 

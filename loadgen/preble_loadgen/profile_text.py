@@ -3,8 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from preble_loadgen.fit import WORST_ERROR_MAX, Fit
 
 UNITS = {
@@ -17,25 +15,18 @@ UNITS = {
 }
 
 
-def fits_table(fits: Sequence[Fit]) -> Table:
-    """One row per form; the first is the one that is used."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("form")
-    for heading in ("R²", "median error", "worst error"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("worst step")
+def compare(fits: Sequence[Fit]) -> str:
+    """A table with one row per form; the first is the one that is used."""
+    lines = [f"{'form':<10}{'R²':>8}{'median error':>14}{'worst error':>13}  worst step"]
     for fit in fits:
         worst = fit.worst
-        table.add_row(
-            fit.form,
-            f"{fit.r_squared:.4f}",
-            f"{fit.median_error:.1%}",
-            f"{fit.worst_error:.1%}",
-            f"{worst.kind}: {worst.prefill_tokens:g} new, {worst.decodes:g} decodes, "
+        lines.append(
+            f"{fit.form:<10}{fit.r_squared:>8.4f}{fit.median_error:>14.1%}{fit.worst_error:>13.1%}"
+            f"  {worst.kind}: {worst.prefill_tokens:g} new, {worst.decodes:g} decodes, "
             f"{worst.context_tokens:.0f} in context: {worst.seconds * 1e3:.2f} ms, predicted "
-            f"{worst.predicted(fit.cost) * 1e3:.2f} ms",
+            f"{worst.predicted(fit.cost) * 1e3:.2f} ms"
         )
-    return table
+    return "\n".join(lines)
 
 
 def describe(fit: Fit) -> str:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from preble.errors import ConfigError, PrebleError
 from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both
 from preble_loadgen.profile_plan import StepShape, plan_steps
-from preble_loadgen.profile_text import describe, fits_table
+from preble_loadgen.profile_text import compare, describe
 from preble_loadgen.step_bench import StepBench
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import load_engine
@@ -64,7 +64,7 @@ def run_profile(options: ProfileOptions) -> int:
     steps = measure(bench, shapes, rounds=options.rounds)
     name = f"{options.worker.model} on {_device(options.worker)}"
     fits = fit_both(steps, name=name, source=_source(options, len(steps)))
-    console.print(fits_table(fits))
+    console.print(compare(fits), highlight=False, soft_wrap=True)
     console.print(describe(fits[0]), highlight=False, soft_wrap=True)
     _plot(fits[0], options.plot)
     console.print(f"residuals: {options.plot}", soft_wrap=True)
@@ -140,18 +140,25 @@ def _source(options: ProfileOptions, num_steps: int) -> str:
 
 
 def _device(worker: WorkerConfig) -> str:
-    return "a simulated engine" if worker.engine == "simulated" else worker.device
+    """The device that the engine chose, without its number."""
+    if worker.engine == "simulated":
+        return "a simulated engine"
+    if worker.device == "auto":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return worker.device.partition(":")[0]
 
 
 def _machine(worker: WorkerConfig) -> str:
-    if worker.engine == "simulated":
-        return "a simulated engine"
-    if worker.device != "cpu":
+    device = _device(worker)
+    if device == "cpu":
+        return f"{_cpu_model()}, {os.cpu_count()} cores"
+    if device == "cuda":
         import torch
 
-        if torch.cuda.is_available():
-            return str(torch.cuda.get_device_name())
-    return f"{_cpu_model()}, {os.cpu_count()} cores"
+        return str(torch.cuda.get_device_name(worker.device if ":" in worker.device else None))
+    return device
 
 
 def _cpu_model() -> str:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from preble_loadgen.fit import WORST_ERROR_MAX, Fit
 
@@ -17,9 +19,11 @@ def plot_residuals(fit: Fit, path: Path) -> None:
     scatter, errors = figure.subplots(1, 2)
     for axes in (scatter, errors):
         axes.set_xscale("log")
+        _label(axes.xaxis)
         axes.set_xlabel("measured (ms)")
         axes.grid(alpha=0.3)
     scatter.set_yscale("log")
+    _label(scatter.yaxis)
     scatter.set_ylabel("predicted (ms)")
     _draw(fit, scatter, errors)
     ends = [min(s.seconds for s in fit.steps) * 1e3, max(s.seconds for s in fit.steps) * 1e3]
@@ -33,6 +37,13 @@ def plot_residuals(fit: Fit, path: Path) -> None:
         f"worst held-out error {fit.worst_error:.1%}"
     )
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+
+
+def _label(axis: Axis) -> None:
+    """1, 2, 5, 10, 20: the default writes powers of ten into each other."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw(fit: Fit, scatter: Axes, errors: Axes) -> None:

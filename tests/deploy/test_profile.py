@@ -31,7 +31,7 @@ TRUTH = CostModel(
 TERMS = ("fixed", "per_prefill_token", "per_attention", "per_decode", "per_context_token")
 SMALL = (
     *("--engine", "simulated", "--rounds", "1"),
-    *("--kv-cache-tokens", "16384", "--max-num-batched-tokens", "256", "--max-num-seqs", "8"),
+    *("--kv-cache-tokens", "8192", "--max-num-batched-tokens", "256", "--max-num-seqs", "8"),
 )
 
 

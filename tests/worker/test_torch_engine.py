@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch_helpers import TINY, load, save_model, worker_config
 
 from preble.cost import CostModel
+from preble.cost_library import load_cost_model
 from preble.errors import ConfigError
 from preble_deploy.demo_model import make_demo_model
+from preble_worker import torch_engine
 from preble_worker.torch_engine import load_torch_engine
 
 
@@ -80,6 +82,20 @@ def test_a_measured_cost_model_is_kept(demo: Path) -> None:
         per_context_token=0.0,
     )
     assert load_torch_engine(worker_config(demo), cost=cost).cost is cost
+
+
+def test_what_is_known_of_the_model_on_the_device_comes_before_first_principles(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def known(model: str, device: str) -> CostModel:
+        asked.append((model, device))
+        return load_cost_model("qwen3-8b-a6000")
+
+    monkeypatch.setattr(torch_engine, "known_cost_model", known)
+    assert load(demo, device="auto").cost == load_cost_model("qwen3-8b-a6000")
+    assert asked == [("tiny", "cuda" if torch.cuda.is_available() else "cpu")]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ CUDA_KV_SHARE = 0.9
 """Of the memory that is free once the weights are loaded."""
 
 # What a device sustains, for first-principles costs: FLOP/s, bytes/s, seconds of a step at least.
-CPU_SPEED = (5e10, 1e10, 1e-3)
+# A CPU's is per thread; its bytes are few because attention gathers scattered pages.
+CPU_SPEED = (5e10, 3e9, 1.5e-3)
 CUDA_SPEED = (1.5e14, 1.5e12, 5e-4)
 
 
