@@ -20,6 +20,8 @@ COMMANDS = {
     "status": "Show the workers of a running cluster.",
     "route": "Show where a prompt would go, and why.",
     "replay": "Send a trace to a running cluster and measure.",
+    "workload": "Write a synthetic workload as a trace.",
+    "analyze": "Show what a trace asks of a cluster.",
     "profile": "Measure an engine and fit its cost model.",
     "down": "Remove a cluster left running on Ray.",
     "doctor": "Check whether this machine can serve.",

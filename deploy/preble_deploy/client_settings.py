@@ -12,6 +12,8 @@ TARGET = "Target"
 REQUESTS = "Requests"
 RESULTS = "Results"
 
+TraceFormat = Literal["mooncake", "preble", "agents", "azure", "servegen"]
+
 
 class ClientOptions(Settings):
     """How to reach a router."""
@@ -99,7 +101,7 @@ class ReplaySettings(Settings):
         int | None, Field(ge=4), Flag(metavar="TOKENS", panel=TARGET, default="ask the cluster")
     ] = Field(None, description="Token ids of the prompts stay below it.")
     trace_format: Annotated[
-        Literal["mooncake", "preble", "agents", "azure", "servegen"] | None,
+        TraceFormat | None,
         Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
     ] = Field(None, description="Format of the trace.")
     limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
