@@ -46,6 +46,7 @@ PURE = [
     "loadgen/preble_loadgen/report.py",
     "loadgen/preble_loadgen/workloads",
     "loadgen/preble_loadgen/analysis.py",
+    "loadgen/preble_loadgen/closed_loop.py",
     "loadgen/preble_loadgen/prompt_pieces.py",
     "loadgen/preble_loadgen/reuse_distance.py",
 ]

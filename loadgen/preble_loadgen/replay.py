@@ -1,4 +1,7 @@
-"""Open-loop replay: every request leaves when the trace says so, whatever became of the others."""
+"""Replay: every request leaves when the trace says so, whatever became of the others.
+
+Turns of a closed loop are the exception: each leaves after the answer to the turn before.
+"""
 
 import asyncio
 import importlib.util
@@ -13,6 +16,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from preble.errors import ConfigError
+from preble_loadgen.closed_loop import next_turns
 from preble_loadgen.grpc_target import GrpcTarget
 from preble_loadgen.http_target import HttpTarget
 from preble_loadgen.progress import Progress, show
@@ -114,6 +118,7 @@ class _Run:
         salt = seeded(trace.salt, options.seed)
         self._prompts = PromptMaker(vocab_size=vocab_size, salt=salt)
         self._arrivals = arrival_times(trace.requests, options)
+        self._next_turns = next_turns(trace.requests)
         self._target = target
         self._progress = progress
         self._began_at = 0.0
@@ -135,11 +140,24 @@ class _Run:
     async def _send(self) -> None:
         """Every request when it is due. Leaving it early breaks off what is in flight."""
         self._began_at = time.perf_counter() + _START_SECONDS
+        waiting = {request.index for request in self._next_turns.values()}
         async with asyncio.TaskGroup() as answers:
             for request, at in zip(self._requests, self._arrivals, strict=True):
+                if request.index in waiting:
+                    continue
                 prepared = self._target.prepare(self._question(request))
                 await _until(self._began_at + at)
-                answers.create_task(self._ask(request, at, prepared))
+                answers.create_task(self._converse(request, at, prepared))
+
+    async def _converse(self, request: TraceRequest, at: float, prepared: object) -> None:
+        """A request, and the turns that wait for one another from there."""
+        await self._ask(request, at, prepared)
+        while (following := self._next_turns.get(request.index)) is not None:
+            at = time.perf_counter() - self._began_at + (following.think_seconds or 0.0)
+            prepared = self._target.prepare(self._question(following))
+            await _until(self._began_at + at)
+            await self._ask(following, at, prepared)
+            request = following
 
     def _question(self, request: TraceRequest) -> Question:
         return Question(
@@ -256,6 +274,8 @@ def _introduction(options: ReplayOptions, trace: Trace) -> str:
         f"{trace.name} ({trace.format}): {len(trace.requests):,} requests, {prompts:,} prompt and "
         f"{outputs:,} output tokens, over {times[-1]:,.1f} s"
     ]
+    if waiting := len(next_turns(trace.requests)):
+        lines.append(f"{waiting:,} of them wait for the answer to their session's turn before")
     if trace.factor != 1.0:
         block = f", blocks of {trace.block_tokens / trace.factor:g}" * bool(trace.block_tokens)
         lines.append(f"lengths divided by {trace.factor:.4g}{block}")

@@ -1,6 +1,7 @@
 """Send a trace to a running cluster, each request when it is due, and measure.
 
-Arrivals never wait for answers, so an overloaded cluster shows as growing latencies. Prints time
+Arrivals never wait for answers, so an overloaded cluster shows as growing latencies; except in the
+closed loops of agent sessions, where a turn waits for the answer to the one before. Prints time
 to first token, gap between tokens, TPOT, end to end, and the cached share, predicted and actual,
 with the formulas. Exit status: 0 if every answer was complete, 1 if not.
 
