@@ -41,7 +41,10 @@ def ray_address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 2, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+    except RuntimeError:  # Ray's own start-up gives up after 30 s, too soon for a busy machine.
+        cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2, object_store_memory=80 * 1024 * 1024)
