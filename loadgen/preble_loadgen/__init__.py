@@ -7,6 +7,6 @@ arrivals.py      arrival times made faster or slower (pure)
 workloads/       synthetic workloads, one file each (pure)
 analysis.py      what a trace asks of a cluster (pure); analysis_text.py prints
 closed_loop.py   which request of a session waits for which (pure)
-replay.py        replay, open loop and closed; http_target.py and grpc_target.py speak to the cluster
+replay.py        replay, open and closed loop; http_target.py and grpc_target.py speak to clusters
 report.py        from what happened to each request to figures (pure); report_text.py prints
 """
