@@ -30,15 +30,36 @@ def test_the_heaviest_goes_first_onto_the_least_loaded() -> None:
 
 
 def test_no_more_copies_than_warm_slots_the_hottest_first() -> None:
-    two_slots = dict.fromkeys(range(2), 2000)  # half of it holds one key of 1000 tokens
+    two_slots = dict.fromkeys(range(2), 1500)  # 0.8 of it holds one key of 1000 tokens
     homes = plan_homes(keys(10, 30, 20, 5), two_slots)
     assert set(homes) == {1, 2}
     assert sorted(homes[1] + homes[2]) == [0, 1]
 
 
-def test_what_came_once_has_no_home() -> None:
-    assert plan_homes(keys(1, 1, 1), WIDE) == {}
+def test_without_keys_or_workers_there_are_no_homes() -> None:
+    assert plan_homes([], WIDE) == {}
     assert plan_homes(keys(5), {}) == {}
+
+
+def test_what_comes_once_has_no_home() -> None:
+    scheduler = synced_scheduler("cache_route", "abcd")
+    unique = [pages(RNG, 60) for _ in range(20)]
+    for index, path in enumerate(unique):
+        scheduler.place(route(f"u{index}", path), now=0.0)
+    scheduler.tick(now=10.0)
+    assert all("of two" in chosen(scheduler, path, now=10.0).reason for path in unique)
+
+
+def test_the_longest_prefix_that_comes_again_is_the_key() -> None:
+    scheduler = synced_scheduler("cache_route", "abcd")
+    system = pages(RNG, 32)
+    documents = [system + pages(RNG, 40) for _ in range(4)]
+    for index, document in enumerate(documents):
+        serve(scheduler, document, 10, now=index * 0.1)
+    scheduler.tick(now=10.0)
+    homes = [set(spread(scheduler, document, 20, now=10.0)) for document in documents]
+    assert [len(at) for at in homes] == [1] * 4 and len(set.union(*homes)) == 4
+    assert "of two" in chosen(scheduler, system + pages(RNG, 40), now=10.0).reason
 
 
 def serve(scheduler: GlobalScheduler, path: bytes, count: int, *, now: float) -> None:
@@ -72,8 +93,18 @@ def test_the_table_stays_fixed_for_the_interval() -> None:
     assert "of two" in chosen(scheduler, rising, now=15.0).reason
     scheduler.tick(now=20.0)
     assert "home" in chosen(scheduler, rising, now=20.0).reason
-    assert "of two" in chosen(scheduler, hot, now=20.0).reason
-    scheduler.tick(now=30.0)
+    assert "home" in chosen(scheduler, hot, now=20.0).reason  # half of 10 is still a rate
+
+
+def test_a_rate_fades_and_is_forgotten() -> None:
+    scheduler = synced_scheduler("cache_route", "abcd")
+    hot = pages(RNG, 60)
+    serve(scheduler, hot, 5, now=0.0)
+    for tick in (10.0, 20.0, 30.0):
+        scheduler.tick(now=tick)
+        assert ("home" in chosen(scheduler, hot, now=tick).reason) == (tick < 30.0)
+    for tick in (40.0, 50.0, 60.0):
+        scheduler.tick(now=tick)
     assert scheduler.policy.next_wakeup() is None
 
 

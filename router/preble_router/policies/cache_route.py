@@ -1,15 +1,15 @@
 """As CacheRoute plans it (arXiv 2608.19677): hot prefixes get homes, the rest is balanced.
 
-    every 10 s, from the requests per key prefix of the last 10 s, a table that stays as it is until
-    the next: the keys with the highest rates, as many copies in all as there are warm slots; a key
-    gets ⌈rate / mean rate per worker⌉ copies; the heaviest copy first, each on the worker with the
-    least expected load that has a warm slot left
+    every 10 s, from the rate of each key (its requests since, and half its last rate), a table that
+    stays as it is until the next: the keys with the highest rates, as many copies in all as there
+    are warm slots; a key gets ⌈rate / mean rate per worker⌉ copies; the heaviest copy first, each
+    on the worker with the least expected load that has a warm slot left
     a key of the table goes to its home with the fewest in flight, any other request to the lighter
     of two workers drawn by lot
 
-A key is the deepest node of a prompt's path that is longer than all above it, asked for twice at
-least. A worker has as many warm slots as mean keys fit half of its cache; that and the interval are
-ours. Sees what it routed and its own requests in flight.
+A key is the longest of a prompt's first 256, 512, 1,024 … tokens that comes more than once. A
+worker has as many warm slots as mean keys fit 0.8 of its cache. These and the interval are ours.
+Sees what it routed and its own requests in flight, no caches.
 """
 
 import random
@@ -23,28 +23,30 @@ from preble.types import WorkerSpec
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, draw
 from preble_router.cluster_tree import ClusterTree
-from preble_router.policies.e2_shift import key_prefix
-from preble_router.policies.home_plan import HotKey, plan_homes
+from preble_router.policies.home_plan import KEY_TOKENS_MIN, Prefix, keys_of, plan_homes
 from preble_router.policies.in_flight import fewest, lighter_of_two
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.residence import ClusterNode
 from preble_router.worker_table import Column, WorkerTable
 
 INTERVAL_SECONDS = 10.0
+KEPT = 0.5
+"""Of a rate, over an interval."""
+FORGOTTEN_BELOW = 0.25
 
 
 class CacheRoute(RoutingPolicy):
     name = "cache_route"
 
     def __init__(self) -> None:
-        self._requests: Counter[tuple[int, int]] = Counter()
+        self._requests: Counter[Prefix] = Counter()
+        self._rates: dict[Prefix, float] = {}
         self._homes: dict[int, list[int]] = {}
-        self._lengths: list[int] = []
         self._capacities: dict[int, int] = {}
         self._due_at: float | None = None
 
     def bind(self, tree: ClusterTree, table: WorkerTable) -> None:
-        self._tree = tree
+        self._page_tokens = tree.page_tokens
 
     def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
         load = candidates.table.num_live
@@ -61,13 +63,21 @@ class CacheRoute(RoutingPolicy):
 
     def _open_homes(self, candidates: Candidates) -> list[int]:
         """Of the longest key of the table that the prompt begins with."""
-        path = candidates.request.page_keys
-        for length in self._lengths:
-            if length <= len(path):
-                homes = self._homes.get(xxhash.xxh3_64_intdigest(path[:length]))
-                if homes is not None:
-                    return [slot for slot in homes if candidates.barred[slot] == 0.0]
+        for digest, _, _ in reversed(self._prefixes(candidates.request.page_keys)):
+            homes = self._homes.get(digest)
+            if homes is not None:
+                return [slot for slot in homes if candidates.barred[slot] == 0.0]
         return []
+
+    def _prefixes(self, path: bytes) -> list[Prefix]:
+        """The prefixes of `path` that may be keys, shortest first."""
+        found: list[Prefix] = []
+        above, length = 0, max(KEY_TOKENS_MIN // self._page_tokens, 1) * KEY_BYTES
+        while length <= len(path):
+            digest = xxhash.xxh3_64_intdigest(path[:length])
+            found.append((digest, length // KEY_BYTES * self._page_tokens, above))
+            above, length = digest, 2 * length
+        return found
 
     # Facts
 
@@ -81,14 +91,7 @@ class CacheRoute(RoutingPolicy):
     def placed(self, candidates: Candidates, booking: Booking, path_end: ClusterNode) -> None:
         if self._due_at is None:
             self._due_at = candidates.now + INTERVAL_SECONDS
-        key = key_prefix(path_end)
-        if key is not None:
-            above, node = 0, key
-            while node.parent is not None:
-                above += len(node.edge)
-                node = node.parent
-            digest = xxhash.xxh3_64_intdigest(candidates.request.page_keys[:above])
-            self._requests[digest, above] += 1
+        self._requests.update(self._prefixes(candidates.request.page_keys))
 
     # Time
 
@@ -96,13 +99,9 @@ class CacheRoute(RoutingPolicy):
         return self._due_at
 
     def tick(self, *, now: float) -> None:
-        page_tokens = self._tree.page_tokens
-        keys = [
-            HotKey(digest, length // KEY_BYTES * page_tokens, count)
-            for (digest, length), count in self._requests.items()
-        ]
-        self._homes = plan_homes(keys, self._capacities)
-        lengths = {length for digest, length in self._requests if digest in self._homes}
-        self._lengths = sorted(lengths, reverse=True)
-        self._due_at = now + INTERVAL_SECONDS if self._requests else None
+        faded = {key: KEPT * rate for key, rate in self._rates.items()}
+        rates = {key: faded.get(key, 0.0) + self._requests[key] for key in faded | self._requests}
+        self._rates = {key: rate for key, rate in rates.items() if rate >= FORGOTTEN_BELOW}
         self._requests = Counter()
+        self._homes = plan_homes(keys_of(self._rates), self._capacities)
+        self._due_at = now + INTERVAL_SECONDS if self._rates else None

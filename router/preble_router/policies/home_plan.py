@@ -1,29 +1,44 @@
-"""Which workers are the homes of which hot prefixes: longest processing time first."""
+"""Which prefixes are hot, and which workers are their homes: longest processing time first."""
 
 import math
 from dataclasses import dataclass
 
-REQUESTS_MIN = 2
-"""A prefix asked for once is not shared."""
-WARM_SHARE = 0.5
+RATE_MIN = 2.0
+"""What comes once is no key."""
+KEY_TOKENS_MIN = 256
+WARM_SHARE = 0.8
 """Of a worker's cache, for the prefixes it is home of."""
+
+Prefix = tuple[int, int, int]
+"""Digest of a prefix, its tokens, and the digest of half of it, 0 for the shortest."""
 
 
 @dataclass(frozen=True, slots=True)
 class HotKey:
-    """A key prefix by the digest of its path, with its length in tokens and its requests."""
+    """A key prefix by a digest, with its length in tokens and its rate."""
 
     digest: int
     tokens: int
-    requests: int
+    requests: float
+
+
+def keys_of(rates: dict[Prefix, float]) -> list[HotKey]:
+    """Of the prefixes with these rates, those that come again in requests no longer key begins."""
+    begun: dict[int, float] = {}
+    keys = []
+    for prefix in sorted(rates, key=lambda prefix: -prefix[1]):
+        digest, tokens, above = prefix
+        own = rates[prefix] - begun.get(digest, 0.0)
+        if own >= RATE_MIN:
+            keys.append(HotKey(digest, tokens, own))
+            begun[digest] = rates[prefix]
+        begun[above] = begun.get(above, 0.0) + begun.get(digest, 0.0)
+    return keys
 
 
 def plan_homes(keys: list[HotKey], capacities: dict[int, int]) -> dict[int, list[int]]:
     """Slots of the homes of each digest admitted, given the cache of each slot in tokens."""
-    hot = sorted(
-        (key for key in keys if key.requests >= REQUESTS_MIN),
-        key=lambda key: (-key.requests, key.digest),
-    )
+    hot = sorted(keys, key=lambda key: (-key.requests, key.digest))
     if not hot or not capacities:
         return {}
     mean_tokens = sum(key.tokens for key in hot) / len(hot)
