@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "Send a trace to a running cluster and measure.",
     "workload": "Write a synthetic workload as a trace.",
     "analyze": "Show what a trace asks of a cluster.",
+    "simulate": "Simulate a cluster on a trace and compare policies.",
     "profile": "Measure an engine and fit its cost model.",
     "down": "Remove a cluster left running on Ray.",
     "doctor": "Check whether this machine can serve.",

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from preble_deploy import client_settings as _  # noqa: F401  (YAML keys of all commands are known)
 from preble_deploy import profile_settings as _profile  # noqa: F401
+from preble_deploy import simulate_settings as _simulate  # noqa: F401
 from preble_deploy import trace_settings as _trace  # noqa: F401
 from preble_deploy.sources import (
     AnySettings,

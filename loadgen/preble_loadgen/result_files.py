@@ -35,7 +35,7 @@ class ResultFiles:
     ) -> None:
         """Everything. `about` is added to command, date and versions; `secret` is left out."""
         if self.figures is not None:
-            self.figures.write(report_json(report, _circumstances(secret) | about))
+            self.figures.write(report_json(report, circumstances(secret) | about))
         if self.requests is not None:
             for record in sorted(records, key=lambda record: record.index):
                 self.requests.write(orjson.dumps(asdict(record), default=list).decode() + "\n")
@@ -59,7 +59,8 @@ def _opened(stack: ExitStack, path: Path | None) -> TextIO | None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _circumstances(secret: str) -> dict[str, Any]:
+def circumstances(secret: str = "") -> dict[str, Any]:
+    """The command without `secret`, the date and the versions: what a reader of figures asks."""
     command = shlex.join(sys.argv)
     return {
         "command": command.replace(secret, "***") if secret else command,

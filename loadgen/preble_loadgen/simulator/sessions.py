@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from preble_loadgen.closed_loop import next_turns
 from preble_loadgen.simulator.agenda import Agenda
 from preble_loadgen.trace_request import TraceRequest
 
@@ -24,17 +25,13 @@ class Arrivals:
     ) -> None:
         self._agenda = agenda
         self._ask = ask
-        self._next_turns: dict[int, TraceRequest] = {}
-        last_turns: dict[str, int] = {}
-        opening = []
-        for request, at in zip(requests, times, strict=True):
-            before = last_turns.get(request.session)
-            if request.think_seconds is None or before is None:
-                opening.append((at, request))
-            else:
-                self._next_turns[before] = request
-            if request.session:
-                last_turns[request.session] = request.index
+        self._next_turns = next_turns(requests)
+        waiting = {request.index for request in self._next_turns.values()}
+        opening = [
+            (at, request)
+            for request, at in zip(requests, times, strict=True)
+            if request.index not in waiting
+        ]
         opening.sort(key=lambda arrival: arrival[0])
         self._opening = iter(opening)
 

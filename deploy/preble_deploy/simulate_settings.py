@@ -1,0 +1,108 @@
+"""Options of `preble simulate`."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, field_validator
+
+from preble_deploy.choices import local_policies, routing_policies
+from preble_deploy.client_settings import REQUESTS, RESULTS, TraceFormat
+from preble_deploy.settings import Words
+from preble_deploy.sources import Flag, Settings
+
+CLUSTER = "Cluster"
+FIDELITY = "Faults and fidelity"
+
+
+class SimulateSettings(Settings):
+    """`preble simulate`."""
+
+    section: ClassVar[str] = "simulate"
+
+    trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
+        description="Mooncake JSONL, Preble's own JSONL or Azure CSV, gzipped or not."
+    )
+    workers: Annotated[int, Field(ge=1), Flag(metavar="N", panel=CLUSTER)] = Field(
+        4, description="Number of workers."
+    )
+    policy: Annotated[Words, Flag(metavar="NAME", panel=CLUSTER, default="preble")] = Field(
+        ("preble",),
+        description="Routing policy; given several times, one run each. Names: see `preble router "
+        "--help`.",
+    )
+    local_policy: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, choices=local_policies)] = (
+        Field("preble_groups", description="Order of requests within a worker.")
+    )
+    cost_model: Annotated[str, Flag(metavar="NAME|FILE", panel=CLUSTER)] = Field(
+        "llama-3-8b-h100",
+        description="Seconds per step: a model and device that Preble knows, or a file written by "
+        "`preble profile`.",
+    )
+    kv_cache_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=CLUSTER, default="what the device has")
+    ] = Field(0, description="Size of each worker's KV cache.")
+    max_num_batched_tokens: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = (
+        Field(2048, description="Token budget of one step.")
+    )
+    max_num_seqs: Annotated[int, Field(ge=1), Flag(metavar="N", panel=CLUSTER)] = Field(
+        64, description="Requests that run at the same time on a worker."
+    )
+    max_model_len: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = Field(
+        131_072, description="Longest prompt plus output of one request."
+    )
+    trace_format: Annotated[
+        TraceFormat | None,
+        Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
+    ] = Field(None, description="Format of the trace.")
+    limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
+        Field(None, description="Simulate the first N requests.")
+    )
+    skip_bad_lines: Annotated[bool, Flag(names=("--skip-bad-lines",), panel=REQUESTS)] = Field(
+        False, description="Leave out lines that cannot be used, instead of stopping at the first."
+    )
+    max_context: Annotated[int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
+        None, description="Divide all lengths by what makes every request fit so many tokens."
+    )
+    max_output_tokens: Annotated[
+        int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)
+    ] = Field(None, description="Cap of the output lengths.")
+    speed: Annotated[float, Field(gt=0), Flag(metavar="X", panel=REQUESTS)] = Field(
+        1.0, description="Run the trace's clock X times as fast."
+    )
+    rate: Annotated[float | None, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
+        None, description="Instead, so many requests per second on average."
+    )
+    seed: Annotated[int, Field(ge=0), Flag(metavar="SEED", panel=REQUESTS)] = Field(
+        0, description="Seed of everything random; the same seed gives the same digest."
+    )
+    faults: Annotated[Words, Flag(metavar="FAULT", panel=FIDELITY)] = Field(
+        (),
+        description="What goes wrong, one or more of death:W@T+D, hang:W@T+D, slow:W@T+DxF, "
+        "router@T+D, loss:P, duplicate:P, stale:D for worker W (from 0), second T, duration D, "
+        "factor F, probability P.",
+    )
+    report_seconds: Annotated[float, Field(ge=0), Flag(metavar="SECONDS", panel=FIDELITY)] = Field(
+        0.2,
+        description="Report steps of equal batches together for so long; 0 reports every step, as "
+        "real workers do, and takes several times longer.",
+    )
+    check_every: Annotated[
+        float, Field(ge=0), Flag(metavar="SECONDS", panel=FIDELITY, default="never")
+    ] = Field(0.0, description="Assert all invariants so often, in simulated seconds.")
+    jobs: Annotated[int, Field(ge=1), Flag(metavar="N", panel=RESULTS)] = Field(
+        1, description="Runs at the same time, each in a process of its own."
+    )
+    out: Annotated[Path | None, Flag(metavar="FILE", panel=RESULTS)] = Field(
+        None, description="Write figures and each worker's load over time here, as JSON."
+    )
+    requests_out: Annotated[Path | None, Flag(metavar="FILE", panel=RESULTS)] = Field(
+        None, description="Write what happened to each request here, as JSON lines."
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policies(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
+        names = routing_policies()
+        if not policies or any(policy not in names for policy in policies):
+            raise ValueError(f"allowed: {', '.join(names)}")
+        return policies
