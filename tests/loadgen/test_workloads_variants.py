@@ -52,6 +52,14 @@ def test_every_workload_survives_its_file(name: str, tmp_path: Path) -> None:
     assert (loaded.format, loaded.salt) == (trace.format, trace.salt)
 
 
+@pytest.mark.parametrize(("requests", "seeds"), [(1, 20), (20, 20), (2000, 5)])
+def test_short_episodes_leave_no_requests_wanting(requests: int, seeds: int) -> None:
+    for seed in range(seeds):
+        assert len(made("embodied_agent", requests=requests, seed=seed).requests) == requests
+        sessions = made("tool_use", "sessions", requests=requests, seed=seed)
+        assert len(sessions.requests) == requests
+
+
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_same_seed_same_trace(name: str) -> None:
     trace = made(name, requests=100, seed=3)

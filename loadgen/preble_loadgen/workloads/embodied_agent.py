@@ -6,6 +6,8 @@ so environments share nothing, as the published load generator sends them; the v
 few-shot examples in front, which environments of one task type share. Pure.
 """
 
+import math
+
 from preble_loadgen.trace_request import Segment
 from preble_loadgen.workloads.arrival_times import arrival_times
 from preble_loadgen.workloads.distributions import clipped, log_normal
@@ -44,7 +46,8 @@ def _beginnings(
     """The first prompt of every environment."""
     size = SCALE.num_keys(options)
     if options.requests is not None and options.prefixes is None:
-        size += 1  # A short episode must not leave requests wanting; what is too much is cut off.
+        # Short episodes must not leave requests wanting; what is too much is cut off.
+        size += 1 + math.ceil(math.sqrt(size) / 2)
     introduction = tree.node(INTRODUCTION_TOKENS)
     few_shots = [tree.node(length) for length in FEW_SHOT_TOKENS]
     beginnings: list[tuple[Segment, ...]] = []

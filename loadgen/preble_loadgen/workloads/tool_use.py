@@ -42,11 +42,18 @@ def tool_prompts(options: WorkloadOptions, streams: Streams, tree: PromptTree) -
     def leaves(tool: int, count: int) -> list[Leaf]:
         drawn: list[Leaf] = []
         while len(drawn) < count:
-            drawn += _steps(tools[tool].length, streams.lengths, tree)
+            drawn += _query(tools[tool].length, streams.lengths, tree)
         drawn = drawn[:count]
         return [drawn[i] for i in streams.lengths.permutation(count)]
 
     return KeyedPrompts(preamble=(system,), keys=tools, weights=weights, exact=False, leaves=leaves)
+
+
+def _query(tool_tokens: int, rng: Rng, tree: PromptTree) -> list[Leaf]:
+    """The steps on the first query drawn that fits the context."""
+    while not (steps := _steps(tool_tokens, rng, tree)):
+        pass
+    return steps
 
 
 def _steps(tool_tokens: int, rng: Rng, tree: PromptTree) -> list[Leaf]:
@@ -90,7 +97,7 @@ def _sessions(
     for number, (start, tool) in enumerate(zip(times * STEPS_PER_QUERY, tools, strict=True)):
         at = float(start)
         node = prompts.keys[tool]
-        for turn, leaf in enumerate(_steps(node.length, streams.lengths, tree)):
+        for turn, leaf in enumerate(_query(node.length, streams.lengths, tree)):
             think = think_seconds(streams.arrivals) if turn else None
             at += think or 0.0
             drafts.append(
