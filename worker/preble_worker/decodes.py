@@ -152,14 +152,6 @@ class DecodeRows:
         """`advance` once for each line of `tokens`, with which no row ends, and `give_pages` from
         `allocate` after each.
         """
-        for first in range(0, len(tokens), self._page_tokens):
-            self._advance_page(tokens[first : first + self._page_tokens])
-            rows, counts = self._overdue_rows()
-            if counts:
-                self.give_pages(rows, np.concatenate([allocate(count) for count in counts]))
-
-    def _advance_page(self, tokens: npt.NDArray[np.int64]) -> None:
-        """So many steps that no row needs more than one page."""
         slots, tables, num_steps = self.slots, self._tables, len(tokens)
         newest = np.ascontiguousarray(tokens.T, dtype=TOKEN_DTYPE)
         for row, sequence in enumerate(self.sequences):
@@ -170,14 +162,27 @@ class DecodeRows:
         tables.last_token[slots] = tokens[-1]
         self._num_computed[slots] += num_steps
         self.context_tokens += num_steps * len(slots)
+        self._give_overdue_pages(allocate)
 
-    def _overdue_rows(self) -> tuple[Rows, list[int]]:
-        """Rows that lack a page, longest first, and how many of them in each step began to."""
-        overdue = self._num_computed[self.slots] - self._capacity[self.slots]
+    def _give_overdue_pages(self, allocate: Callable[[int], PageArray]) -> None:
+        """Pages that rows came to lack in the course of several steps, allocated step by step."""
+        slots, page_tokens = self.slots, self._page_tokens
+        overdue = self._num_computed[slots] - self._capacity[slots]
         rows = np.flatnonzero(overdue >= 0)
-        order = np.argsort(-overdue[rows], kind="stable")
-        counts = np.bincount(overdue[rows])[::-1]
-        return rows[order], counts[counts > 0].tolist()
+        if not len(rows):
+            return
+        lacking = overdue[rows] // page_tokens + 1
+        each = np.repeat(rows, lacking)
+        nth = np.arange(len(each)) - np.repeat(np.cumsum(lacking) - lacking, lacking)
+        steps_late = overdue[each] - nth * page_tokens
+        order = np.argsort(-steps_late, kind="stable")
+        counts = np.bincount(steps_late)[::-1]
+        pages = np.concatenate([allocate(count) for count in counts[counts > 0].tolist()])
+        columns = self._capacity[slots[each]] // page_tokens + nth
+        self._tables.pages[slots[each][order], columns[order]] = pages
+        self._capacity[slots[rows]] += lacking * page_tokens
+        for row, count in zip(rows.tolist(), lacking.tolist(), strict=True):
+            self.sequences[row].num_pages += count
 
     def _columns(
         self, positions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]

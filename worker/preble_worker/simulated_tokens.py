@@ -41,12 +41,13 @@ class TokenSource:
         Shape (num_steps, rows with `samples`).
         """
         tables = batch.tables
-        slots = batch.slots if batch.samples.all() else batch.slots[batch.samples]
+        all_sample = batch.num_decodes == len(batch.slots)
+        slots = batch.slots if all_sample else batch.slots[batch.samples]
         positions = tables.output_position[slots].astype(np.uint64)
         if num_steps > 1:
             positions = positions + np.arange(num_steps, dtype=np.uint64)[:, np.newaxis]
         streams = self._streams_of(batch)
-        if len(slots) < len(batch.slots):
+        if not all_sample:
             streams = streams[batch.samples]
         tokens = _draw(streams, positions, self._vocab_size, self._excluded)
         return tokens.reshape(num_steps, len(slots))
