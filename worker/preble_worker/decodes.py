@@ -153,10 +153,13 @@ class DecodeRows:
         `allocate` after each.
         """
         slots, tables, num_steps = self.slots, self._tables, len(tokens)
-        newest = np.ascontiguousarray(tokens.T, dtype=TOKEN_DTYPE)
-        for row, sequence in enumerate(self.sequences):
-            self._move_tail(sequence)
-            sequence.generated += newest[row].tobytes()
+        newest = np.ascontiguousarray(tokens.T, dtype=TOKEN_DTYPE).tobytes()
+        width = len(newest) // len(slots)
+        positions = tables.output_position[slots].tolist()
+        for row, (sequence, position) in enumerate(zip(self.sequences, positions, strict=True)):
+            if sequence.num_output < position:
+                self._move_tail(sequence)
+            sequence.generated += newest[row * width : (row + 1) * width]
             sequence.num_output += num_steps
         tables.output_position[slots] += num_steps
         tables.last_token[slots] = tokens[-1]

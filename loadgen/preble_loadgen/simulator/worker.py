@@ -164,22 +164,21 @@ class SimulatedWorker:
     def _ends(self, batch: Batch, now: float) -> list[float]:
         """When each step of the run that begins with `batch` ends, if nothing comes up."""
         most = self.scheduler.num_alike(batch) if self._options.report_seconds else 1
-        ends, at, context = [], now, batch.context_tokens
         report_at = now + self._options.report_seconds
+        step_seconds, slowness = self._cost.step_seconds, self.slowness
+        prefill, decodes = len(batch.prefill_tokens), batch.num_decodes
+        ends, at, context = [], now, batch.context_tokens
         while True:
-            at += self.slowness * self._step_seconds(batch, context)
+            at += slowness * step_seconds(
+                prefill_tokens=prefill,
+                attention=batch.attention,
+                decodes=decodes,
+                context_tokens=context,
+            )
             ends.append(at)
             if len(ends) >= most or at >= report_at:
                 return ends
-            context += batch.num_decodes
-
-    def _step_seconds(self, batch: Batch, context_tokens: int) -> float:
-        return self._cost.step_seconds(
-            prefill_tokens=len(batch.prefill_tokens),
-            attention=batch.attention,
-            decodes=batch.num_decodes,
-            context_tokens=context_tokens,
-        )
+            context += decodes
 
     def _cut(self) -> None:
         """End the run with the step under way."""
