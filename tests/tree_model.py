@@ -71,6 +71,20 @@ class TreeModel:
             upper = self.tree.split(node, rng.randrange(1, len(node.edge) // PAGE_BYTES))
             assert node.parent is upper and self.tree.path_to(node) == path
 
+    def merge(self, rng: random.Random) -> None:
+        root = self.tree.root
+        nodes = [
+            node
+            for node in self.tree
+            if node.parent is not root and node.parent and len(node.parent.children) == 1
+        ]
+        if nodes:
+            node = rng.choice(nodes)
+            path, upper = self.tree.path_to(node), node.parent
+            self.tree.merge(node)
+            assert self.tree.path_to(node) == path and upper not in list(self.tree)
+            self._label(node)
+
     def remove(self, rng: random.Random) -> None:
         leaves = [node for node in self.tree if not node.children]
         if leaves:
@@ -114,6 +128,8 @@ def random_walk(operations: int, seed: int) -> TreeModel:
             model.match(random_path(rng))
         elif draw < 0.65:
             model.split(rng)
+        elif draw < 0.7:
+            model.merge(rng)
         else:
             model.remove(rng)
         model.check()

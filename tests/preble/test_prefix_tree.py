@@ -34,6 +34,10 @@ class TreeMachine(RuleBasedStateMachine):
         self.model.split(random.Random(seed))
 
     @rule(seed=st.integers(0, 2**16))
+    def merge(self, seed: int) -> None:
+        self.model.merge(random.Random(seed))
+
+    @rule(seed=st.integers(0, 2**16))
     def remove(self, seed: int) -> None:
         self.model.remove(random.Random(seed))
 
