@@ -1,7 +1,11 @@
 """What a simulated run keeps: every request, every token, and itself when it is repeated."""
 
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from simulator_helpers import COST, load, options, run
@@ -18,6 +22,29 @@ def test_equal_runs_have_equal_digests() -> None:
     assert first.digest == again.digest
     assert first.records == again.records
     assert first.samples == again.samples
+
+
+def test_other_processes_hash_strings_otherwise_and_run_the_same() -> None:
+    """No set's order may decide anything, in any policy, under any fault."""
+    program = """
+from simulator_helpers import load, run
+from preble_router.policies import POLICY_NAMES
+faults = ["death:0@0.7+0.5", "hang:1@2+3", "loss:0.1", "router@4+0.1"]
+for policy in POLICY_NAMES:
+    print(policy, run(load(60), policy=policy, faults=faults, check_every=0.0).digest)
+"""
+    tests = str(Path(__file__).parents[1])
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": tests},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1 and printed != {""}
 
 
 def test_the_digest_shows_any_difference() -> None:
