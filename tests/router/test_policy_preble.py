@@ -93,7 +93,7 @@ def test_the_choice_is_the_least_sum_of_its_terms() -> None:
         scheduler.check()
 
 
-@pytest.mark.parametrize("name", ["wait", "own", "delay", "stall", "decode", "evict"])
+@pytest.mark.parametrize("name", ["wait", "own", "delay", "stall", "decode", "evict", "plan"])
 def test_each_term_can_be_switched_off(name: str) -> None:
     scheduler = synced_scheduler(Preble(PrebleWeights(**{name: 0.0})), ["a", "b"])
     decoding(scheduler, "a", 3, now=0.0)

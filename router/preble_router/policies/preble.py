@@ -7,6 +7,8 @@
     stall    decodes there that its prefill holds up
     decode   its own decode in the steps there, and what it adds to the others' steps
     evict    recomputing what the worker must drop to fit it
+    plan     credit for making a copy that the plan misses: what the copied part adds to own, delay
+             and stall, since its later requests are served by it (see plan.py)
 
 Workers whose costs differ by less than `TIE` of the prompt's whole prefill are equal. They are told
 apart by how much of the prompt they have cached, then by who was given less work lately, since
@@ -25,10 +27,12 @@ import numpy as np
 from preble.types import WorkerSpec
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, Slots, draw
+from preble_router.cluster_tree import ClusterTree
+from preble_router.policies.plan import CopyPlan
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.policies.recent_work import RecentWork
 from preble_router.residence import ClusterNode
-from preble_router.worker_table import Column
+from preble_router.worker_table import Column, WorkerTable
 
 TIE = 0.02
 """Cost models are not better than that."""
@@ -44,6 +48,7 @@ class PrebleWeights:
     stall: float = 0.2
     decode: float = 1.0
     evict: float = 1.0
+    plan: float = 1.0
 
 
 class Preble(RoutingPolicy):
@@ -52,6 +57,9 @@ class Preble(RoutingPolicy):
     def __init__(self, weights: PrebleWeights | None = None) -> None:
         self.weights = weights or PrebleWeights()
         self._work = RecentWork()
+
+    def bind(self, tree: ClusterTree, table: WorkerTable) -> None:
+        self._plan = CopyPlan(page_tokens=tree.page_tokens)
 
     def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
         cost = self._cost(candidates)
@@ -65,7 +73,7 @@ class Preble(RoutingPolicy):
 
     def terms(self, candidates: Candidates) -> dict[str, Column]:
         weights, table = self.weights, candidates.table
-        own = self._own(candidates)
+        own, credit = self._own(candidates), self._credit(candidates)
         need = candidates.missed_tokens + candidates.predicted_output_tokens
         return {
             "wait": weights.wait * table.wait_seconds,
@@ -76,6 +84,7 @@ class Preble(RoutingPolicy):
             "evict": weights.evict
             * table.eviction_price
             * np.maximum(need - table.free_tokens, 0.0),
+            "plan": np.zeros(table.num_slots) if credit is None else -credit,
         }
 
     def _cost(self, candidates: Candidates) -> Column:
@@ -93,6 +102,8 @@ class Preble(RoutingPolicy):
             need = candidates.missed_tokens + candidates.predicted_output_tokens
             short = np.maximum(need - table.free_tokens, 0.0)
             cost += weights.evict * table.eviction_price * short
+        if weights.plan and (credit := self._credit(candidates)) is not None:
+            cost -= credit
         return cost
 
     def _own(self, candidates: Candidates) -> Column:
@@ -103,6 +114,17 @@ class Preble(RoutingPolicy):
         ends += table.seconds_per_token
         ends *= candidates.missed_tokens
         return ends
+
+    def _credit(self, candidates: Candidates) -> Column | None:
+        """What a missing copy would cost its maker, in seconds, per slot that may make it."""
+        tokens = self._plan.missing_tokens(candidates)
+        if tokens is None:
+            return None
+        weights, table = self.weights, candidates.table
+        own = tokens * (table.seconds_per_token + table.half_seconds_per_pair * tokens)
+        per_second = weights.own + weights.delay * (1.0 + _mean_queue(candidates))
+        credit: Column = weights.plan * own * (per_second + weights.stall * table.num_decoding)
+        return credit
 
     def _decode(self, candidates: Candidates, weight: float) -> Column:
         """Seconds of all its decode steps, those it adds to others included, times `weight`."""
@@ -123,6 +145,10 @@ class Preble(RoutingPolicy):
         step_share = float(table.decode_seconds[slot] / table.num_requests[slot])
         seconds = prefill + booking.predicted_output_tokens * step_share
         self._work.add(slot, seconds, now=candidates.now)
+        self._plan.placed(booking, path_end)
+
+    def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
+        self._plan.closed(booking)
 
     # Steps
 
