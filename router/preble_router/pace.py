@@ -22,16 +22,6 @@ class FleetPace:
         self.predicted_seconds = 0.0
         self.steps = 0.0
 
-    @property
-    def ratio(self) -> float:
-        """1 before anybody has computed."""
-        return self.observed_seconds / self.predicted_seconds if self.steps else 1.0
-
-    @property
-    def prior_seconds(self) -> float:
-        """Predicted time of `PRIOR_STEPS` steps as they are these days."""
-        return PRIOR_STEPS * self.predicted_seconds / self.steps if self.steps else 0.0
-
 
 class Pace:
     """The pace of one worker, told from `fleet` as long as it has shown little itself."""
@@ -46,13 +36,16 @@ class Pace:
     @property
     def ratio(self) -> float:
         """Observed over predicted step time; above 1 it is slower than its cost model."""
+        observed, predicted = self._observed_seconds, self._predicted_seconds
         fleet = self._fleet
-        prior = fleet.prior_seconds
-        predicted = self._predicted_seconds + prior
+        if fleet.steps:
+            weight = PRIOR_STEPS / fleet.steps
+            observed += weight * fleet.observed_seconds
+            predicted += weight * fleet.predicted_seconds
         if predicted <= 0.0:
             return 1.0
         low, high = RATIO_RANGE
-        return min(max((self._observed_seconds + prior * fleet.ratio) / predicted, low), high)
+        return min(max(observed / predicted, low), high)
 
     def observe(self, observed_seconds: float, predicted_seconds: float) -> None:
         """A step took the one where the model said the other; 0 is a heartbeat."""

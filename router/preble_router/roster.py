@@ -118,6 +118,7 @@ class Roster:
         assert not set(self._by_slot) & set(self._free_slots)
         assert len(self._by_slot) + len(self._free_slots) == self._table.num_slots
         assert self._table.queued_total == self._table.num_queued.sum()
+        assert self._table.live_total == self._table.num_live.sum()
         for slot, worker_id in enumerate(self._table.worker_ids):
             worker = self._by_slot.get(slot)
             assert worker_id == ("" if worker is None else worker.spec.worker_id)

@@ -46,7 +46,7 @@ class WorkerTable:
         num_live: the router's own live requests.
         num_requests: all routers' live requests. num_queued, num_decoding: of them, before and
             after their first token.
-        queued_total: sum of `num_queued`.
+        queued_total, live_total: sums of `num_queued` and of `num_live`.
         mean_prompt: tokens, of the prompts placed lately.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
@@ -77,6 +77,7 @@ class WorkerTable:
         self.reports: list[LoadReport] = []
         self.has_prices = False
         self.queued_total = 0.0
+        self.live_total = 0.0
         self.mean_prompt = 0.0
         self._queued_mean = 0.0
         self._now = 0.0
@@ -118,6 +119,7 @@ class WorkerTable:
         """Nobody has `slot` any more."""
         self.reports[slot] = LoadReport()
         self.queued_total -= float(self.num_queued[slot])
+        self.live_total -= float(self.num_live[slot])
         for name in _COLUMNS:
             getattr(self, name)[slot] = 0.0
 
@@ -163,6 +165,7 @@ class WorkerTable:
         self.outstanding_tokens[slot] = (
             prefill + load.decode_tokens + load.others_requests * mean_output
         )
+        self.live_total += load.num_live - float(self.num_live[slot])
         self.num_live[slot] = load.num_live
         self.num_requests[slot] = requests
         self.num_decoding[slot] = decoding

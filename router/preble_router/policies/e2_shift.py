@@ -103,18 +103,18 @@ class LoadShift:
 
 def key_prefix(end: ClusterNode) -> ClusterNode | None:
     """The deepest node down to `end` that is longer than all its ancestors together."""
-    chain: list[ClusterNode] = []
+    above = 0
     node = end
     while node.parent is not None:
-        chain.append(node)
-        node = node.parent
-    above = 0
-    key = None
-    for node in reversed(chain):
-        if len(node.edge) > above:
-            key = node
         above += len(node.edge)
-    return key
+        node = node.parent
+    node = end
+    while node.parent is not None:
+        above -= len(node.edge)
+        if len(node.edge) > above:
+            return node
+        node = node.parent
+    return None
 
 
 def _extremes(loads: dict[int, float]) -> tuple[int, int]:

@@ -44,16 +44,18 @@ class CopyPlan:
         """
         if not self._live:
             return None
-        key, num_pages = _key_of(candidates.match)
+        match = candidates.match
+        key = _key_of(match)
         if key is None:
             return None
-        live, holders = self._live[key], key.payload.warm.bit_count()
+        live, holders = self._live.get(key, 0), key.payload.warm.bit_count()
         if live < LIVE_MIN * holders or not holders:
             return None
         table, num_workers = candidates.table, len(candidates.open_slots)
-        copies = math.ceil((live + 1) * num_workers / (float(table.num_live.sum()) + 1.0))
+        copies = math.ceil((live + 1) * num_workers / (table.live_total + 1.0))
         if holders >= min(copies, num_workers):
             return None
+        num_pages = match.ends[match.nodes.index(key)]
         tokens: Column = np.full(table.num_slots, float(num_pages * self._page_tokens))
         assign(tokens, key.payload.warm, 0)
         return tokens
@@ -72,11 +74,12 @@ class CopyPlan:
                 del self._live[key]
 
 
-def _key_of(match: ClusterMatch) -> tuple[ClusterNode | None, int]:
-    """The key of a prompt as far as it is matched, and the pages to its end."""
-    key, num_pages, above = None, 0, 0
-    for node, end in zip(match.nodes, match.ends, strict=True):
-        if len(node.edge) > above:
-            key, num_pages = node, end
-        above += len(node.edge)
-    return key, num_pages
+def _key_of(match: ClusterMatch) -> ClusterNode | None:
+    """The key of a prompt as far as it is matched."""
+    key, above = None, 0
+    for node in match.nodes:
+        length = len(node.edge)
+        if length > above:
+            key = node
+        above += length
+    return key
