@@ -125,3 +125,13 @@ async def assert_exact(generation: Generation) -> list[Delta]:
     assert tokens == expected(generation.request)
     assert deltas[-1].finish_reason is FinishReason.LENGTH
     return deltas
+
+
+async def midway(
+    dispatcher: Dispatcher, *ids: str, max_tokens: int = 60
+) -> list[asyncio.Task[Any]]:
+    """Requests that have some output and are being checked to their exact end."""
+    generations = [dispatcher.start(generation_request(i, max_tokens=max_tokens)) for i in ids]
+    tasks = [asyncio.create_task(assert_exact(generation)) for generation in generations]
+    await until(lambda: all(g.num_output_tokens >= 3 or g.done for g in generations))
+    return tasks

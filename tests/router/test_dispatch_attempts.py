@@ -1,0 +1,246 @@
+"""Attempts that break off and workers that break the protocol: what the clients get."""
+
+import asyncio
+
+import pytest
+from fake_worker import FakeWorker
+from router_helpers import (
+    PROMPT,
+    assert_exact,
+    cluster,
+    collect,
+    generation_request,
+    midway,
+    num_ready,
+    until,
+)
+
+from preble.errors import (
+    NoWorkers,
+    WorkerFailed,
+)
+from preble.page_keys import pack_tokens
+from preble.v1 import worker_pb2 as pb
+
+# Attempts
+
+
+@pytest.mark.parametrize("how", ["stop", "break_streams"])
+async def test_streams_go_on_elsewhere_when_a_link_dies(how: str) -> None:
+    dying, other = FakeWorker("w0"), FakeWorker("w1")
+    async with cluster(dying, other) as dispatcher:
+        tasks = await midway(dispatcher, *[f"q{i}" for i in range(10)], max_tokens=200)
+        if how == "stop":
+            await dying.stop()
+        else:
+            dying.break_streams()
+        await asyncio.gather(*tasks)
+        moved = [submit for submit in other.submits if submit.attempt == 2]
+        assert len(moved) == 5
+        assert all(submit.num_delivered >= 3 for submit in moved)
+        assert all(len(s.tokens) == len(PROMPT) + 4 * s.num_delivered for s in moved)
+        assert all(submit.sampling.max_tokens == 200 for submit in moved)
+        assert dispatcher.attempts.retries_total == 5
+        assert dispatcher.attempts.outcomes == {"length": 10}
+
+
+async def test_a_single_worker_that_breaks_its_link_takes_its_requests_again() -> None:
+    worker = FakeWorker()
+    async with cluster(worker) as dispatcher:
+        (task,) = await midway(dispatcher, "q0", max_tokens=200)
+        worker.break_streams()
+        await task
+        assert [submit.attempt for submit in worker.submits] == [1, 2]
+
+
+async def test_nobody_takes_over_in_time() -> None:
+    worker = FakeWorker()
+    async with cluster(worker, takeover_seconds=0.2) as dispatcher:
+        generation = dispatcher.start(generation_request(max_tokens=1000))
+        await until(lambda: generation.num_output_tokens > 3)
+        await worker.stop()
+        with pytest.raises(WorkerFailed):
+            await collect(generation)
+        with pytest.raises(NoWorkers):
+            dispatcher.start(generation_request())
+
+
+async def test_attempts_are_limited() -> None:
+    workers = [FakeWorker(f"w{i}") for i in range(4)]
+    for worker in workers:
+        worker.faults.engine_error = "boom"
+    async with cluster(*workers, max_attempts=3) as dispatcher:
+        with pytest.raises(WorkerFailed, match="boom"):
+            await collect(dispatcher.start(generation_request()))
+        assert sum(len(worker.submits) for worker in workers) == 3
+
+
+async def test_a_draining_worker_s_requests_go_elsewhere() -> None:
+    leaving, other = FakeWorker("w0"), FakeWorker("w1")
+    async with cluster(leaving, other) as dispatcher:
+        leaving.faults.paused = True
+        generations = [dispatcher.start(generation_request(f"q{i}")) for i in range(4)]
+        leaving.faults.draining = True
+        leaving.faults.paused = False
+        await asyncio.gather(*map(assert_exact, generations))
+        assert len(other.submits) == 4
+        await until(lambda: num_ready(dispatcher) == 1)
+        await assert_exact(dispatcher.start(generation_request()))
+        assert len(other.submits) == 5
+
+
+async def test_a_silent_worker_loses_its_requests_and_is_used_again_when_it_speaks() -> None:
+    hung, other = FakeWorker("w0"), FakeWorker("w1")
+    async with cluster(hung, other, silence_seconds=0.4) as dispatcher:
+        tasks = await midway(dispatcher, "q0", "q1", max_tokens=600)
+        hung.faults.silent = True
+        await until(lambda: len(other.submits) == 2)
+        assert [w.state for w in dispatcher.status().workers] == ["suspect", "ready"]
+        await until(lambda: len(hung.cancels) == 1)
+        hung.faults.silent = False
+        await until(lambda: num_ready(dispatcher) == 2)
+        await assert_exact(dispatcher.start(generation_request("q2")))
+        await assert_exact(dispatcher.start(generation_request("q3")))
+        assert len(hung.submits) == 2, "one before, one after its silence"
+        await asyncio.gather(*tasks)
+
+
+async def test_a_lone_silent_worker_keeps_its_requests_until_it_speaks() -> None:
+    worker = FakeWorker()
+    async with cluster(worker, silence_seconds=0.4) as dispatcher:
+        (task,) = await midway(dispatcher, "q0", max_tokens=500)
+        worker.faults.silent = True
+        await until(lambda: dispatcher.status().workers[0].state == "suspect")
+        worker.faults.silent = False
+        await task
+        assert len(worker.submits) == 1, "the same attempt went on"
+
+
+async def test_a_lone_worker_that_stays_silent_fails_its_requests() -> None:
+    worker = FakeWorker()
+    async with cluster(worker, takeover_seconds=0.2, silence_seconds=0.4) as dispatcher:
+        generation = dispatcher.start(generation_request(max_tokens=1000))
+        await until(lambda: generation.num_output_tokens > 3)
+        worker.faults.silent = True
+        with pytest.raises(WorkerFailed):
+            await collect(generation)
+
+
+async def test_an_announced_long_step_is_no_silence() -> None:
+    worker, other = FakeWorker("w0"), FakeWorker("w1")
+
+    def announce(step: pb.StepOutput) -> pb.StepOutput:
+        step.next_step_seconds = 30.0
+        return step
+
+    async with cluster(worker, other, silence_seconds=0.4) as dispatcher:
+        (task,) = await midway(dispatcher, "q0", max_tokens=500)
+        worker.faults.mangle = announce
+        await asyncio.sleep(0.05)
+        worker.faults.silent = True
+        await asyncio.sleep(1.0)
+        assert num_ready(dispatcher) == 2
+        worker.faults.silent = False
+        await task
+        assert other.submits == []
+
+
+# Workers that break the protocol
+
+
+def once(change: object) -> object:
+    """Applies `change` to the first step with output only."""
+    done = False
+
+    def mangle(step: pb.StepOutput) -> pb.StepOutput | None:
+        nonlocal done
+        if done or not step.outputs:
+            return step
+        done = True
+        return change(step)  # type: ignore[operator,no-any-return]
+
+    return mangle
+
+
+def wrong_position(step: pb.StepOutput) -> pb.StepOutput:
+    step.outputs[0].position += 1
+    return step
+
+
+def half_a_token(step: pb.StepOutput) -> pb.StepOutput:
+    step.outputs[0].tokens = step.outputs[0].tokens[:-1]
+    return step
+
+
+def duplicated(step: pb.StepOutput) -> pb.StepOutput:
+    step.outputs.append(step.outputs[0])
+    return step
+
+
+def too_early_an_end(step: pb.StepOutput) -> pb.StepOutput:
+    """The last step came, those before did not."""
+    step.outputs[0].tokens = b""
+    step.outputs[0].position += 5
+    step.outputs[0].finish_reason = pb.FINISH_REASON_STOP
+    return step
+
+
+def too_long_an_output(step: pb.StepOutput) -> pb.StepOutput:
+    step.outputs[0].tokens = pack_tokens(range(10_000))
+    return step
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda step: None,
+        wrong_position,
+        half_a_token,
+        duplicated,
+        too_early_an_end,
+        too_long_an_output,
+    ],
+)
+async def test_wrong_output_costs_the_link_and_no_client_a_token(change: object) -> None:
+    worker, other = FakeWorker("w0"), FakeWorker("w1")
+    async with cluster(worker, other) as dispatcher:
+        (task,) = await midway(dispatcher, "q0", max_tokens=200)
+        worker.faults.mangle = once(change)  # type: ignore[assignment]
+        await task
+        assert [submit.attempt for submit in other.submits] == [2]
+        await until(lambda: num_ready(dispatcher) == 2)
+        assert worker.num_links_total == 2
+
+
+async def test_output_of_old_attempts_and_strangers_is_dropped() -> None:
+    worker = FakeWorker()
+
+    def with_strangers(step: pb.StepOutput) -> pb.StepOutput:
+        for output in list(step.outputs):
+            old = step.outputs.add()
+            old.CopyFrom(output)
+            old.attempt -= 1
+            stranger = step.outputs.add()
+            stranger.CopyFrom(output)
+            stranger.request_id = "nobody"
+        return step
+
+    worker.faults.mangle = with_strangers
+    async with cluster(worker) as dispatcher:
+        await assert_exact(dispatcher.start(generation_request()))
+        assert worker.num_links_total == 1
+
+
+async def test_a_lost_end_does_not_hang_the_client() -> None:
+    worker = FakeWorker()
+
+    def without_end(step: pb.StepOutput) -> pb.StepOutput | None:
+        return None if any(output.finish_reason for output in step.outputs) else step
+
+    worker.faults.mangle = without_end
+    async with cluster(worker, silence_seconds=0.4) as dispatcher:
+        generation = dispatcher.start(generation_request(max_tokens=5))
+        await until(lambda: len(worker.submits) == 1 and not worker.running)
+        worker.faults.mangle = lambda step: step
+        await assert_exact(generation)
+        assert [submit.attempt for submit in worker.submits] == [1, 2]
