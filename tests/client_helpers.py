@@ -71,7 +71,8 @@ class FakeRouter(InferenceServicer, ClusterServicer):
         try:
             async for message in self._answer(request, context):
                 yield message
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # The second where gRPC was sending a message, and so outside of this function.
             self.cancelled.set()
             raise
 
