@@ -22,9 +22,8 @@ from preble.results import (
     RouteExplanation,
     ServedModel,
     TreeSize,
-    WorkerCondition,
 )
-from preble.types import Usage
+from preble.types import Usage, WorkerState
 from preble.v1 import cluster_pb2, inference_pb2
 from preble.v1.worker_pb2 import SamplingParams
 
@@ -32,11 +31,11 @@ Prompt = str | Sequence[int] | npt.NDArray[np.integer]
 """Text, which the router tokenizes, or token ids, which are used as they are."""
 
 _CONDITIONS = {
-    cluster_pb2.WORKER_STATE_UNREACHABLE: WorkerCondition.UNREACHABLE,
-    cluster_pb2.WORKER_STATE_JOINING: WorkerCondition.JOINING,
-    cluster_pb2.WORKER_STATE_READY: WorkerCondition.READY,
-    cluster_pb2.WORKER_STATE_DRAINING: WorkerCondition.DRAINING,
-    cluster_pb2.WORKER_STATE_SUSPECT: WorkerCondition.SUSPECT,
+    cluster_pb2.WORKER_STATE_UNREACHABLE: WorkerState.UNREACHABLE,
+    cluster_pb2.WORKER_STATE_JOINING: WorkerState.JOINING,
+    cluster_pb2.WORKER_STATE_READY: WorkerState.READY,
+    cluster_pb2.WORKER_STATE_DRAINING: WorkerState.DRAINING,
+    cluster_pb2.WORKER_STATE_SUSPECT: WorkerState.SUSPECT,
 }
 
 
@@ -220,7 +219,7 @@ def _worker(message: cluster_pb2.WorkerStatus) -> ClusterWorker:
     return ClusterWorker(
         **same,
         # A state of a later version: not one to send work to.
-        condition=_CONDITIONS.get(message.state, WorkerCondition.SUSPECT),
+        condition=_CONDITIONS.get(message.state, WorkerState.SUSPECT),
         spec=wire.hello_from_wire(message.hello) if message.HasField("hello") else None,
         version=message.hello.version,
         engine=message.hello.engine,

@@ -1,9 +1,8 @@
 """What the client SDK returns: frozen values, one class per kind of answer."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from preble.types import FinishReason, LoadReport, Usage, WorkerSpec
+from preble.types import FinishReason, LoadReport, Usage, WorkerSpec, WorkerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +45,6 @@ class ServedModel:
     context_tokens: int
 
 
-class WorkerCondition(StrEnum):
-    """How a router sees a worker."""
-
-    UNREACHABLE = "unreachable"
-    """Its address is known, there is no link."""
-    JOINING = "joining"
-    """Linked, its cache is not known yet."""
-    READY = "ready"
-    DRAINING = "draining"
-    """Runs what it has, gets nothing new."""
-    SUSPECT = "suspect"
-    """Linked, but its step loop has gone silent."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterWorker:
     """One worker as its router sees it.
@@ -77,7 +62,7 @@ class ClusterWorker:
     """
 
     address: str
-    condition: WorkerCondition
+    condition: WorkerState
     spec: WorkerSpec | None
     version: str
     engine: str

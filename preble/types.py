@@ -32,6 +32,20 @@ class Phase(IntEnum):
     DRAINING = 3
 
 
+class WorkerState(StrEnum):
+    """What a router takes a worker to be good for at the moment."""
+
+    UNREACHABLE = "unreachable"
+    """Its address is known, there is no link."""
+    JOINING = "joining"
+    """Linked, its cache is not known yet."""
+    READY = "ready"
+    DRAINING = "draining"
+    """Runs what it has, gets nothing new."""
+    SUSPECT = "suspect"
+    """Linked, but its step loop has gone silent."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How output tokens are drawn, and when output ends.

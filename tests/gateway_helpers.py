@@ -16,12 +16,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from preble.cost import CostModel
 from preble.errors import PrebleError
 from preble.page_keys import pack_tokens
-from preble.types import FinishReason, LoadReport, WorkerSpec
+from preble.types import FinishReason, LoadReport, WorkerSpec, WorkerState
 from preble_router.config import RouterConfig
 from preble_router.gateway import make_app
 from preble_router.generation import Generation, GenerationRequest
 from preble_router.metrics import Metrics
-from preble_router.status import ClusterStatus, TreeStatus, WorkerState, WorkerStatus
+from preble_router.status import ClusterStatus, TreeStatus, WorkerStatus
 from preble_router.tokenizer import Tokenizer
 
 MODEL = "demo"

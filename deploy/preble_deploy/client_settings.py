@@ -1,18 +1,16 @@
 """Options of the commands that talk to a running cluster or look at this machine."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from preble_deploy.settings import Port
 from preble_deploy.sources import Flag, Settings
+from preble_deploy.trace_settings import REQUESTS, TraceOptions
 
 TARGET = "Target"
-REQUESTS = "Requests"
 RESULTS = "Results"
-
-TraceFormat = Literal["mooncake", "preble", "agents", "azure", "servegen"]
 
 
 class ClientOptions(Settings):
@@ -63,15 +61,11 @@ class RouteSettings(ClientOptions):
     ] = Field(0, description="Output limit of the imagined request.")
 
 
-class ReplaySettings(Settings):
+class ReplaySettings(TraceOptions):
     """`preble replay`."""
 
     section: ClassVar[str] = "replay"
 
-    trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
-        description="Mooncake, agent-session or Preble's own JSONL, Azure or ServeGen CSV, gzipped "
-        "or not."
-    )
     url: Annotated[str, Flag(metavar="URL", panel=TARGET)] = Field(
         "http://127.0.0.1:8000",
         description="http(s)://HOST:PORT of an OpenAI-compatible server, or grpc(s)://HOST:PORT "
@@ -100,30 +94,8 @@ class ReplaySettings(Settings):
     vocab_size: Annotated[
         int | None, Field(ge=4), Flag(metavar="TOKENS", panel=TARGET, default="ask the cluster")
     ] = Field(None, description="Token ids of the prompts stay below it.")
-    trace_format: Annotated[
-        TraceFormat | None,
-        Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
-    ] = Field(None, description="Format of the trace.")
-    limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
-        Field(None, description="Replay the first N requests.")
-    )
-    skip_bad_lines: Annotated[bool, Flag(names=("--skip-bad-lines",), panel=REQUESTS)] = Field(
-        False, description="Leave out lines that cannot be used, instead of stopping at the first."
-    )
     scale_lengths: Annotated[float | None, Field(ge=1), Flag(metavar="X", panel=REQUESTS)] = Field(
         None, description="Divide all lengths by X; what is shared stays shared."
-    )
-    max_context: Annotated[int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
-        None, description="Divide all lengths by what makes every request fit so many tokens."
-    )
-    max_output_tokens: Annotated[
-        int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)
-    ] = Field(None, description="Cap of the output lengths.")
-    speed: Annotated[float, Field(gt=0), Flag(metavar="X", panel=REQUESTS)] = Field(
-        1.0, description="Run the trace's clock X times as fast."
-    )
-    rate: Annotated[float | None, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
-        None, description="Instead, so many requests per second on average."
     )
     seed: Annotated[int, Field(ge=0), Flag(metavar="SEED", panel=REQUESTS)] = Field(
         0, description="Seed of everything random."

@@ -6,22 +6,20 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from preble_deploy.choices import local_policies, routing_policies
-from preble_deploy.client_settings import REQUESTS, RESULTS, TraceFormat
+from preble_deploy.client_settings import RESULTS
 from preble_deploy.settings import Words
-from preble_deploy.sources import Flag, Settings
+from preble_deploy.sources import Flag
+from preble_deploy.trace_settings import REQUESTS, TraceOptions
 
 CLUSTER = "Cluster"
 FIDELITY = "Faults and fidelity"
 
 
-class SimulateSettings(Settings):
+class SimulateSettings(TraceOptions):
     """`preble simulate`."""
 
     section: ClassVar[str] = "simulate"
 
-    trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
-        description="Mooncake JSONL, Preble's own JSONL or Azure CSV, gzipped or not."
-    )
     workers: Annotated[int, Field(ge=1), Flag(metavar="N", panel=CLUSTER)] = Field(
         4, description="Number of workers."
     )
@@ -49,28 +47,6 @@ class SimulateSettings(Settings):
     )
     max_model_len: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = Field(
         131_072, description="Longest prompt plus output of one request."
-    )
-    trace_format: Annotated[
-        TraceFormat | None,
-        Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
-    ] = Field(None, description="Format of the trace.")
-    limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
-        Field(None, description="Simulate the first N requests.")
-    )
-    skip_bad_lines: Annotated[bool, Flag(names=("--skip-bad-lines",), panel=REQUESTS)] = Field(
-        False, description="Leave out lines that cannot be used, instead of stopping at the first."
-    )
-    max_context: Annotated[int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
-        None, description="Divide all lengths by what makes every request fit so many tokens."
-    )
-    max_output_tokens: Annotated[
-        int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)
-    ] = Field(None, description="Cap of the output lengths.")
-    speed: Annotated[float, Field(gt=0), Flag(metavar="X", panel=REQUESTS)] = Field(
-        1.0, description="Run the trace's clock X times as fast."
-    )
-    rate: Annotated[float | None, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
-        None, description="Instead, so many requests per second on average."
     )
     seed: Annotated[int, Field(ge=0), Flag(metavar="SEED", panel=REQUESTS)] = Field(
         0, description="Seed of everything random; the same seed gives the same digest."

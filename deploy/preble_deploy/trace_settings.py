@@ -1,16 +1,49 @@
-"""Options of the commands that make traces and look at them."""
+"""Options of the commands that make traces and look at them, and how others choose from one."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from preble_deploy.client_settings import TraceFormat
 from preble_deploy.settings import Words
 from preble_deploy.sources import Flag, Settings
 
 SIZE = "How much and how fast"
 CONTENT = "What"
+REQUESTS = "Requests"
+
+TraceFormat = Literal["mooncake", "preble", "agents", "azure", "servegen"]
+
+
+class TraceOptions(Settings):
+    """Which requests of a trace to use, how long, and how fast they come."""
+
+    trace: Annotated[Path, Flag(argument=True, metavar="TRACE")] = Field(
+        description="Mooncake, agent-session or Preble's own JSONL, Azure or ServeGen CSV, gzipped "
+        "or not."
+    )
+    trace_format: Annotated[
+        TraceFormat | None,
+        Flag(names=("--format",), metavar="NAME", panel=REQUESTS, default="told by content"),
+    ] = Field(None, description="Format of the trace.")
+    limit: Annotated[int | None, Field(ge=1), Flag(metavar="N", panel=REQUESTS, default="all")] = (
+        Field(None, description="Use the first N requests.")
+    )
+    skip_bad_lines: Annotated[bool, Flag(names=("--skip-bad-lines",), panel=REQUESTS)] = Field(
+        False, description="Leave out lines that cannot be used, instead of stopping at the first."
+    )
+    max_context: Annotated[int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
+        None, description="Divide all lengths by what makes every request fit so many tokens."
+    )
+    max_output_tokens: Annotated[
+        int | None, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)
+    ] = Field(None, description="Cap of the output lengths.")
+    speed: Annotated[float, Field(gt=0), Flag(metavar="X", panel=REQUESTS)] = Field(
+        1.0, description="Run the trace's clock X times as fast."
+    )
+    rate: Annotated[float | None, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
+        None, description="Instead, so many requests per second on average."
+    )
 
 
 class WorkloadSettings(Settings):

@@ -254,10 +254,6 @@ class ClusterTree:
         for node, expected in counts.items():
             assert node.payload.expected == expected
 
-    def paths_of(self, slot: int) -> list[bytes]:
-        """Every node's path that `slot` holds, in no order; for tests and inspection."""
-        return [self._tree.path_to(node) for node in self._held[slot]]
-
     # Steps
 
     def _cover(self, path: bytes, match: ClusterMatch) -> list[ClusterNode]:

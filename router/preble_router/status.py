@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from preble import __version__
-from preble.types import LoadReport, WorkerSpec
+from preble.types import LoadReport, WorkerSpec, WorkerState
 from preble.v1 import cluster_pb2 as pb
 from preble.wire import hello_to_wire, load_to_wire
 from preble_router.attempts import Attempts
@@ -13,19 +12,6 @@ from preble_router.config import RouterConfig
 from preble_router.membership import Member, Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.worker_view import WorkerView
-
-
-class WorkerState(StrEnum):
-    """What a worker is good for at the moment."""
-
-    UNREACHABLE = "unreachable"
-    """Address known, no link."""
-    JOINING = "joining"
-    """Linked, its cache not known yet."""
-    READY = "ready"
-    DRAINING = "draining"
-    SUSPECT = "suspect"
-    """Linked, but its step loop has gone silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,13 @@ import pytest
 import yaml
 
 from preble.cost import CostModel
-from preble.types import LoadReport, WorkerSpec
+from preble.types import LoadReport, WorkerSpec, WorkerState
 from preble_deploy.cli import COMMANDS
 from preble_deploy.options import command_line
 from preble_deploy.settings import RouterSettings, ServeSettings, WorkerSettings
 from preble_deploy.sources import Settings, flag_names, load, read_yaml
 from preble_router.metrics import Metrics
-from preble_router.status import ClusterStatus, TreeStatus, WorkerState, WorkerStatus
+from preble_router.status import ClusterStatus, TreeStatus, WorkerStatus
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MODELS: dict[str, type[Settings]] = {

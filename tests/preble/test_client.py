@@ -15,9 +15,8 @@ from client_helpers import SPEC, FakeRouter, serving
 import preble
 import preble.client
 from preble import AsyncClient, Client, errors
-from preble.results import WorkerCondition
 from preble.transport import Tls
-from preble.types import FinishReason, Usage
+from preble.types import FinishReason, Usage, WorkerState
 
 ENDLESS = {"max_tokens": 999, "ignore_eos": True}
 
@@ -292,12 +291,12 @@ def test_cluster_and_explanation(client: Client) -> None:
     worker, unreached = state.workers
     assert (state.router_id, state.policy, state.tree.held_pages) == ("router", "preble", 3)
     assert (worker.condition, worker.spec, worker.held_pages) == (
-        WorkerCondition.READY,
+        WorkerState.READY,
         SPEC,
         11,
     )
     assert (worker.engine, worker.load.num_running) == ("simulated", 3)
-    assert (unreached.condition, unreached.spec) == (WorkerCondition.UNREACHABLE, None)
+    assert (unreached.condition, unreached.spec) == (WorkerState.UNREACHABLE, None)
     explanation = client.explain("ab")
     assert explanation.worker_id == "worker-1"
     assert explanation.candidates[0].terms == {"wait": 0.25}

@@ -6,6 +6,3 @@ from preble_loadgen.workloads.options import Rng
 def think_seconds(rng: Rng) -> float:
     """Half a second, and an exponential part of one second on average."""
     return float(0.5 + rng.exponential(1.0))
-
-
-MEAN_THINK_SECONDS = 1.5
