@@ -2,11 +2,11 @@
 
 One step that computes a batch takes (ALGORITHMS: cost model)
 
-    linear    t = fixed + a + b            a = c1·P + c2·A + c3·D      compute
-    roofline  t = fixed + max(a, b)        b = weights + c4·K          memory traffic
+    linear    t = fixed + a + b            a = c1·P + c2·A + c3·D + c5·H    compute
+    roofline  t = fixed + max(a, b)        b = weights + c4·K               memory traffic
 
 P new prefill tokens, A = Σ over prefill chunks of chunk·(context before + chunk/2), D decoding
-requests, K context tokens that the decodes read.
+requests, K context tokens that the decodes read, H context tokens in the hidden form.
 """
 
 import json
@@ -29,6 +29,8 @@ class CostModel:
     Attributes:
         per_prefill_token, per_attention, per_decode, per_context_token: c1 to c4 above.
         weight_read: time to read the weights once; 0 in a fitted linear model.
+        per_hidden_token: c5, computing K and V anew from a token in the hidden form; 0 where the
+            model has none or it was not measured.
         source: "measured" by `preble profile`, or "first principles".
     """
 
@@ -39,17 +41,25 @@ class CostModel:
     per_decode: float
     per_context_token: float
     weight_read: float = 0.0
+    per_hidden_token: float = 0.0
     roofline: bool = False
     source: str = "measured"
 
     def step_seconds(
-        self, *, prefill_tokens: float, attention: float, decodes: float, context_tokens: float
+        self,
+        *,
+        prefill_tokens: float,
+        attention: float,
+        decodes: float,
+        context_tokens: float,
+        hidden_tokens: float = 0.0,
     ) -> float:
-        """Duration of one step, from the batch's P, A, D and K."""
+        """Duration of one step, from the batch's P, A, D, K and H."""
         compute = (
             self.per_prefill_token * prefill_tokens
             + self.per_attention * attention
             + self.per_decode * decodes
+            + self.per_hidden_token * hidden_tokens
         )
         traffic = self.weight_read + self.per_context_token * context_tokens
         return self.fixed + (max(compute, traffic) if self.roofline else compute + traffic)

@@ -8,6 +8,7 @@ its inputs with a few array operations and never walks requests one by one.
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +16,28 @@ import numpy.typing as npt
 
 from preble.cost import CostModel
 
+ALL_KV = np.iinfo(np.int64).max
+"""`SlotTables.hidden_from` of a request that keeps all its tokens as keys and values."""
+
 
 class SlotTables:
     """State of the running requests, one row per slot. The scheduler writes, the engine reads.
 
+    A token's memory has one of two forms. Tokens before `hidden_from` have keys and values, as
+    many to a page as the pool has `page_tokens`. Those from there on have the *hidden form*: of
+    each layer the input of its QKV projection, from which the engine computes K and V anew in
+    each step. A page of the same bytes holds `hidden_page_tokens` of them:
+
+        position   0 ............. hidden_from ............................ length
+        row        KV pages        hidden pages, hidden_page_tokens each    stale
+
     Attributes:
         pages: int32 (max_sequences, max_pages). Physical page of each logical page; the entries
             beyond a request's length are stale.
+        hidden_from: int64 (max_sequences,). A multiple of `page_tokens`, ALL_KV for none. The
+            token at position p >= hidden_from is number (p - hidden_from) % hidden_page_tokens
+            in page hidden_from // page_tokens + (p - hidden_from) // hidden_page_tokens of its
+            row. It stays while a request runs, but for `Upgrade`.
         last_token: int64 (max_sequences,). The newest token, the input of the next decode.
         output_position: int64 (max_sequences,). Index in the request's output of the token that
             the next sampling draws; with `seed` the source of its randomness.
@@ -32,6 +48,7 @@ class SlotTables:
 
     def __init__(self, max_sequences: int, max_pages: int) -> None:
         self.pages = np.zeros((max_sequences, max_pages), dtype=np.int32)
+        self.hidden_from = np.full(max_sequences, ALL_KV, dtype=np.int64)
         self.last_token = np.zeros(max_sequences, dtype=np.int64)
         self.output_position = np.zeros(max_sequences, dtype=np.int64)
         self.prompt_hash = np.zeros(max_sequences, dtype=np.uint64)
@@ -39,6 +56,53 @@ class SlotTables:
         self.top_p = np.ones(max_sequences, dtype=np.float32)
         self.top_k = np.zeros(max_sequences, dtype=np.int32)
         self.seed = np.zeros(max_sequences, dtype=np.uint64)
+
+
+class Direction(Enum):
+    """Which way pages are copied."""
+
+    OFFLOAD = auto()
+    """From the device to the host."""
+    UPLOAD = auto()
+    """From the host to the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """Pages to copy between the device's pool and the host's.
+
+    Attributes:
+        device_pages, host_pages: int32 (n,). Page i of the one corresponds to page i of the
+            other; in contiguous runs where possible.
+        int8: on the host the pages are quantized: an offload quantizes, an upload restores.
+        before_step: the step itself reads what is uploaded, or writes where was offloaded. Other
+            moves may run beside the step.
+    """
+
+    direction: Direction
+    device_pages: npt.NDArray[np.int32]
+    host_pages: npt.NDArray[np.int32]
+    int8: bool
+    before_step: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upgrade:
+    """Hidden-form tokens of a running request that become keys and values, by one projection.
+
+    Attributes:
+        slot: its row, which already shows the new pages and `hidden_from`.
+        start: position of the first such token, a multiple of `page_tokens`.
+        num_tokens: how many there are.
+        hidden_pages: int32. Where they are.
+        pages: int32. Where their keys and values go; disjoint from `hidden_pages`.
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
+    hidden_pages: npt.NDArray[np.int32]
+    pages: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +124,15 @@ class Batch:
         attention: A of the cost model.
         composition: changes whenever `slots`, or any page but those past the end of a request's
             previous length, differ from the previous batch; lets an engine keep derived state.
+        moves: copies to begin with this step, in effect one after another in this order, all of
+            them before the step and the upgrades where `before_step` says so, and in any case
+            before the next batch runs.
+        upgrades: to be done before the step and behind the moves it waits for, in this order: a
+            page that one of them reads may be where the next one writes.
+        hidden_tokens: tokens in the hidden form before `starts`, all rows together: what the
+            step projects anew.
+
+    With no row at all (then `moves` are not empty) there is nothing to compute but to move.
     """
 
     step: int
@@ -73,15 +146,19 @@ class Batch:
     context_tokens: int
     attention: float
     composition: int
+    moves: tuple[Move, ...] = ()
+    upgrades: tuple[Upgrade, ...] = ()
+    hidden_tokens: int = 0
 
 
 def predicted_seconds(cost: CostModel, batch: Batch) -> float:
-    """How long `batch` should take, by its P, A, D and K."""
+    """How long `batch` should take, by its P, A, D, K and H; copies left out."""
     return cost.step_seconds(
         prefill_tokens=len(batch.prefill_tokens),
         attention=batch.attention,
         decodes=batch.num_decodes,
         context_tokens=batch.context_tokens,
+        hidden_tokens=batch.hidden_tokens,
     )
 
 

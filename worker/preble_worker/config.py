@@ -3,7 +3,42 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from preble.cost import CostModel
 from preble.transport import Tls
+
+KV_TIERS = ("host", "int8", "hidden")
+"""What `--kv-tiers` takes, besides full-precision KV on the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierConfig:
+    """Where else a request's memory may be than in full precision on the device. All off by
+    default.
+
+    Attributes:
+        host_pages: pages of the pool in host memory, 0 for none.
+        int8: keys and values that leave the device are quantized, and halve what crosses; a
+            host page then takes half the memory. Such pages come back to their own request only.
+        page_copy_seconds: what a page takes to cross, one way, at full precision.
+        hidden_page_tokens: tokens in the hidden form that fit a page, 0 where that form is off;
+            page_tokens · 2·n_kv·d_h / d_model, rounded down, and more than `page_tokens`.
+        cost: of the model's steps, by which swapping is weighed against recomputing, and the
+            hidden form against waiting; its `per_hidden_token` is the hidden form's slowdown.
+    """
+
+    host_pages: int = 0
+    int8: bool = False
+    page_copy_seconds: float = 0.0
+    hidden_page_tokens: int = 0
+    cost: CostModel | None = None
+
+    @property
+    def copy_seconds(self) -> float:
+        """What a page takes to cross, one way, in the form in which it does."""
+        return self.page_copy_seconds * (0.5 if self.int8 else 1.0)
+
+
+NO_TIERS = TierConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +55,7 @@ class SchedulerConfig:
         prefix_caching: share and keep prefixes; off, every request computes its whole prompt.
         age_escape_seconds: a request that waited longer goes first, whatever the policy.
         eos_token_ids: tokens that end an output unless the request ignores them.
+        tiers: of the cache, beyond full-precision KV on the device.
     """
 
     num_pages: int
@@ -31,6 +67,7 @@ class SchedulerConfig:
     prefix_caching: bool = True
     age_escape_seconds: float = 10.0
     eos_token_ids: tuple[int, ...] = ()
+    tiers: TierConfig = NO_TIERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +84,10 @@ class WorkerConfig:
         routers: gRPC addresses of routers to announce itself to while none is linked.
         kv_cache_tokens: size of the KV pool; 0 lets the engine choose.
         context_tokens: 0 takes the model's own limit.
+        kv_tiers: some of KV_TIERS.
+        host_kv_tokens: size of the host's pool, 0 for four times the device's; counts if
+            `kv_tiers` has "host".
+        copy_rate: bytes per second between device and host; 0 takes what the device is known for.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: torch's intra-op threads on the CPU; 0 leaves torch's default.
@@ -72,6 +113,9 @@ class WorkerConfig:
     context_tokens: int = 0
     policy: str = "preble_groups"
     prefix_caching: bool = True
+    kv_tiers: tuple[str, ...] = ()
+    host_kv_tokens: int = 0
+    copy_rate: float = 0.0
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 0
