@@ -36,6 +36,8 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     model: str
     request_id: str
+    ttft_slo_seconds: float | None
+    tbt_slo_seconds: float | None
     timeout: float | None
 
 

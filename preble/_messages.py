@@ -54,6 +54,8 @@ def generate_request(
     priority: int = 0,
     model: str = "",
     request_id: str = "",
+    ttft_slo_seconds: float | None = None,
+    tbt_slo_seconds: float | None = None,
 ) -> inference_pb2.GenerateRequest:
     """A request to generate; `Client.generate` documents the arguments.
 
@@ -81,6 +83,8 @@ def generate_request(
         namespace=namespace,
         priority=_integer("priority", priority, low=-(2**31), high=2**31 - 1),
         request_id=request_id,
+        ttft_slo_seconds=ttft_slo_seconds,
+        tbt_slo_seconds=tbt_slo_seconds,
     )
     if seed is not None:
         request.seed = _unsigned("seed", seed, bits=64)

@@ -74,6 +74,8 @@ class Client:
             priority: higher runs first. Default 0.
             model: a name of `models()`. Default: the only one.
             request_id: for logs and traces. Default: drawn by the router.
+            ttft_slo_seconds, tbt_slo_seconds: objectives for the time to the first token and
+                between tokens, where the workers' local policy knows them. Default: the workers'.
             timeout: seconds until the request is given up. Default: the client's.
 
         Raises:

@@ -29,6 +29,7 @@ class CostModel:
     Attributes:
         per_prefill_token, per_attention, per_decode, per_context_token: c1 to c4 above.
         weight_read: time to read the weights once; 0 in a fitted linear model.
+        per_product: c5 above.
         per_hidden_token: c5, computing K and V anew from a token in the hidden form; 0 where the
             model has none or it was not measured.
         source: "measured" by `preble profile`, or "first principles".
@@ -62,7 +63,8 @@ class CostModel:
             + self.per_hidden_token * hidden_tokens
         )
         traffic = self.weight_read + self.per_context_token * context_tokens
-        return self.fixed + (max(compute, traffic) if self.roofline else compute + traffic)
+        begun = self.fixed + self.per_product * products
+        return begun + (max(compute, traffic) if self.roofline else compute + traffic)
 
     def prefill_seconds(self, new: Tokens, cached: Tokens) -> Tokens:
         """Compute time of `new` prompt tokens behind `cached` ones, steps' fixed part left out.

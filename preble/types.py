@@ -76,7 +76,12 @@ class WorkerRequest:
         namespace: tenant whose cache it may share; "" is the default.
         priority: higher runs first.
         deadline_at: in the worker's clock, None for no deadline.
-        predicted_output_tokens: the router's estimate, 0 when it has none.
+        predicted_output_tokens: of the whole request, delivered ones included; made once, at the
+            router, and the same in every attempt. None when it has no estimate.
+        ttft_slo_seconds: objective for the time to the first token; None for the worker's default.
+        tbt_slo_seconds: objective for the time between tokens; None for the worker's default.
+        tenant: who is charged for it where tenants share a worker fairly. The router says who it
+            is, from the API key or the namespace.
     """
 
     request_id: str
@@ -87,7 +92,10 @@ class WorkerRequest:
     namespace: str = ""
     priority: int = 0
     deadline_at: float | None = None
-    predicted_output_tokens: float = 0.0
+    predicted_output_tokens: int | None = None
+    ttft_slo_seconds: float | None = None
+    tbt_slo_seconds: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

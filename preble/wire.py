@@ -5,6 +5,7 @@ protocol or the link is dropped.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from preble.cost import CostModel
 from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
@@ -102,6 +103,9 @@ def submit_to_wire(request: WorkerRequest, *, now: float) -> pb.Submit:
         namespace=request.namespace,
         priority=request.priority,
         predicted_output_tokens=request.predicted_output_tokens,
+        ttft_slo_seconds=request.ttft_slo_seconds,
+        tbt_slo_seconds=request.tbt_slo_seconds,
+        tenant=request.tenant,
         sampling=sampling_to_wire(request.sampling),
     )
     if request.deadline_at is not None:
@@ -122,8 +126,16 @@ def submit_from_wire(message: pb.Submit, *, now: float) -> WorkerRequest:
         deadline_at=(
             now + message.deadline_seconds if message.HasField("deadline_seconds") else None
         ),
-        predicted_output_tokens=message.predicted_output_tokens,
+        predicted_output_tokens=_present(message, "predicted_output_tokens"),
+        ttft_slo_seconds=_present(message, "ttft_slo_seconds"),
+        tbt_slo_seconds=_present(message, "tbt_slo_seconds"),
+        tenant=message.tenant,
     )
+
+
+def _present(message: pb.Submit, field: str) -> Any:
+    """The value of an optional field, None where it is absent."""
+    return getattr(message, field) if message.HasField(field) else None  # type: ignore[arg-type]
 
 
 def hello_to_wire(spec: WorkerSpec, *, version: str, engine: str) -> pb.Hello:

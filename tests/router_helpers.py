@@ -128,10 +128,12 @@ async def assert_exact(generation: Generation) -> list[Delta]:
 
 
 async def midway(
-    dispatcher: Dispatcher, *ids: str, max_tokens: int = 60
+    dispatcher: Dispatcher, *ids: str, max_tokens: int = 60, **options: Any
 ) -> list[asyncio.Task[Any]]:
     """Requests that have some output and are being checked to their exact end."""
-    generations = [dispatcher.start(generation_request(i, max_tokens=max_tokens)) for i in ids]
+    generations = [
+        dispatcher.start(generation_request(i, max_tokens=max_tokens, **options)) for i in ids
+    ]
     tasks = [asyncio.create_task(assert_exact(generation)) for generation in generations]
     await until(lambda: all(g.num_output_tokens >= 3 or g.done for g in generations))
     return tasks

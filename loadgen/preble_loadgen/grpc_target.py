@@ -57,6 +57,8 @@ class GrpcTarget:
                 seed=prepared.seed,
                 ignore_eos=True,
                 namespace=prepared.namespace,
+                ttft_slo_seconds=prepared.ttft_slo_seconds,
+                tbt_slo_seconds=prepared.tbt_slo_seconds,
                 model=self._model,
             ):
                 if chunk.token_ids:

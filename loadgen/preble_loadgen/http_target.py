@@ -69,6 +69,10 @@ class HttpTarget:
         }
         if question.namespace:
             body["cache_salt"] = question.namespace
+        if question.ttft_slo_seconds is not None:
+            body["ttft_slo_seconds"] = question.ttft_slo_seconds
+        if question.tbt_slo_seconds is not None:
+            body["tbt_slo_seconds"] = question.tbt_slo_seconds
         encoded = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         return self._pool.request("POST", "/v1/completions", encoded)
 

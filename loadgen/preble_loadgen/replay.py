@@ -165,6 +165,8 @@ class _Run:
             output_tokens=request.output_tokens,
             namespace=request.namespace,
             seed=self._seed + request.index,
+            ttft_slo_seconds=request.ttft_slo_seconds,
+            tbt_slo_seconds=request.tbt_slo_seconds,
         )
 
     async def _ask(self, request: TraceRequest, at: float, prepared: object) -> None:

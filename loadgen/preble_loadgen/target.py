@@ -18,12 +18,15 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request ready to be sent: greedy, to exactly `output_tokens`."""
+    """A request ready to be sent: greedy, to exactly `output_tokens`. Objectives in seconds, None
+    for the workers' defaults."""
 
     tokens: Tokens
     output_tokens: int
     namespace: str = ""
     seed: int = 0
+    ttft_slo_seconds: float | None = None
+    tbt_slo_seconds: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,6 +36,9 @@ class TraceRequest:
         think_seconds: closed loop: it arrives so long after the answer to the session's turn
             before, which stands above it in the trace. None: open loop, it arrives at `at`.
         namespace: tenant whose prefixes it may share; "" is the default.
+        tenant: who is charged for it, in simulations; "" for the namespace. A live router tells
+            tenants by their API keys.
+        ttft_slo_seconds, tbt_slo_seconds: its objectives, None for the workers' defaults.
     """
 
     index: int
@@ -48,3 +51,6 @@ class TraceRequest:
     turn: int = 0
     think_seconds: float | None = None
     namespace: str = ""
+    tenant: str = ""
+    ttft_slo_seconds: float | None = None
+    tbt_slo_seconds: float | None = None

@@ -26,6 +26,8 @@ class GenerateRequest(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    TTFT_SLO_SECONDS_FIELD_NUMBER: builtins.int
+    TBT_SLO_SECONDS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """A name from ListModels; "" for the only one."""
     text: builtins.str
@@ -40,6 +42,12 @@ class GenerateRequest(google.protobuf.message.Message):
     """Absent: drawn by the router. Overrides sampling.seed."""
     request_id: builtins.str
     """Absent: a fresh id."""
+    ttft_slo_seconds: builtins.float
+    """Objective for the time to the first token, in seconds, for local policies that know one;
+    absent: the workers' default.
+    """
+    tbt_slo_seconds: builtins.float
+    """The same for the time between tokens."""
     @property
     def sampling(self) -> preble.v1.worker_pb2.SamplingParams:
         """sampling.max_tokens 0 means the rest of the context; sampling.top_p 0 means 1."""
@@ -60,11 +68,17 @@ class GenerateRequest(google.protobuf.message.Message):
         priority: builtins.int = ...,
         seed: builtins.int | None = ...,
         request_id: builtins.str = ...,
+        ttft_slo_seconds: builtins.float | None = ...,
+        tbt_slo_seconds: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "model", b"model", "namespace", b"namespace", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "seed", b"seed", "stop", b"stop", "text", b"text", "tokens", b"tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_seed", b"_seed", "_tbt_slo_seconds", b"_tbt_slo_seconds", "_ttft_slo_seconds", b"_ttft_slo_seconds", "prompt", b"prompt", "sampling", b"sampling", "seed", b"seed", "tbt_slo_seconds", b"tbt_slo_seconds", "text", b"text", "tokens", b"tokens", "ttft_slo_seconds", b"ttft_slo_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_seed", b"_seed", "_tbt_slo_seconds", b"_tbt_slo_seconds", "_ttft_slo_seconds", b"_ttft_slo_seconds", "model", b"model", "namespace", b"namespace", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "seed", b"seed", "stop", b"stop", "tbt_slo_seconds", b"tbt_slo_seconds", "text", b"text", "tokens", b"tokens", "ttft_slo_seconds", b"ttft_slo_seconds"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tbt_slo_seconds", b"_tbt_slo_seconds"]) -> typing.Literal["tbt_slo_seconds"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_slo_seconds", b"_ttft_slo_seconds"]) -> typing.Literal["ttft_slo_seconds"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "tokens"] | None: ...
 

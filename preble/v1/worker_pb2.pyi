@@ -132,8 +132,11 @@ class Submit(google.protobuf.message.Message):
     NAMESPACE_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: builtins.int
-    PREDICTED_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     SAMPLING_FIELD_NUMBER: builtins.int
+    PREDICTED_OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    TTFT_SLO_SECONDS_FIELD_NUMBER: builtins.int
+    TBT_SLO_SECONDS_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Unique among the router's live requests."""
     attempt: builtins.int
@@ -148,8 +151,14 @@ class Submit(google.protobuf.message.Message):
     """Higher runs first."""
     deadline_seconds: builtins.float
     """Seconds from receipt until the answer is worthless; absent for none."""
-    predicted_output_tokens: builtins.float
-    """The router's estimate of the output length; 0 for none."""
+    predicted_output_tokens: builtins.int
+    """The router's estimate of the whole output, in tokens, delivered ones included; absent for none."""
+    ttft_slo_seconds: builtins.float
+    """Objective for the time to the first token, in seconds; absent for the worker's default."""
+    tbt_slo_seconds: builtins.float
+    """Objective for the time between tokens, in seconds; absent for the worker's default."""
+    tenant: builtins.str
+    """Who is charged for it where tenants share a worker fairly."""
     @property
     def sampling(self) -> global___SamplingParams: ...
     def __init__(
@@ -162,12 +171,22 @@ class Submit(google.protobuf.message.Message):
         namespace: builtins.str = ...,
         priority: builtins.int = ...,
         deadline_seconds: builtins.float | None = ...,
-        predicted_output_tokens: builtins.float = ...,
         sampling: global___SamplingParams | None = ...,
+        predicted_output_tokens: builtins.int | None = ...,
+        ttft_slo_seconds: builtins.float | None = ...,
+        tbt_slo_seconds: builtins.float | None = ...,
+        tenant: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds", "sampling", b"sampling"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "attempt", b"attempt", "deadline_seconds", b"deadline_seconds", "namespace", b"namespace", "num_delivered", b"num_delivered", "predicted_output_tokens", b"predicted_output_tokens", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "tokens", b"tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "_predicted_output_tokens", b"_predicted_output_tokens", "_tbt_slo_seconds", b"_tbt_slo_seconds", "_ttft_slo_seconds", b"_ttft_slo_seconds", "deadline_seconds", b"deadline_seconds", "predicted_output_tokens", b"predicted_output_tokens", "sampling", b"sampling", "tbt_slo_seconds", b"tbt_slo_seconds", "ttft_slo_seconds", b"ttft_slo_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "_predicted_output_tokens", b"_predicted_output_tokens", "_tbt_slo_seconds", b"_tbt_slo_seconds", "_ttft_slo_seconds", b"_ttft_slo_seconds", "attempt", b"attempt", "deadline_seconds", b"deadline_seconds", "namespace", b"namespace", "num_delivered", b"num_delivered", "predicted_output_tokens", b"predicted_output_tokens", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "tbt_slo_seconds", b"tbt_slo_seconds", "tenant", b"tenant", "tokens", b"tokens", "ttft_slo_seconds", b"ttft_slo_seconds"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_deadline_seconds", b"_deadline_seconds"]) -> typing.Literal["deadline_seconds"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_predicted_output_tokens", b"_predicted_output_tokens"]) -> typing.Literal["predicted_output_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tbt_slo_seconds", b"_tbt_slo_seconds"]) -> typing.Literal["tbt_slo_seconds"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ttft_slo_seconds", b"_ttft_slo_seconds"]) -> typing.Literal["ttft_slo_seconds"] | None: ...
 
 global___Submit = Submit
 

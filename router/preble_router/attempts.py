@@ -73,6 +73,7 @@ class Attempts:
                 attempt=generation.attempt + 1,
                 namespace=request.namespace,
                 priority=request.priority,
+                predicted_output_tokens=_remaining(generation),
                 excluded=self._excluded(generation),
             ),
             now=now,
@@ -80,6 +81,8 @@ class Attempts:
         self.placements[_kind(placement.reason)] += 1
         session = self._membership.sessions[placement.worker_id]
         generation.place(placement, session, now=now)
+        if generation.predicted_output_tokens is None:
+            generation.predicted_output_tokens = max(1, round(placement.predicted_output_tokens))
         session.submit(
             WorkerRequest(
                 request_id=request.request_id,
@@ -90,7 +93,10 @@ class Attempts:
                 namespace=request.namespace,
                 priority=request.priority,
                 deadline_at=request.deadline_at,
-                predicted_output_tokens=placement.predicted_output_tokens,
+                predicted_output_tokens=generation.predicted_output_tokens,
+                ttft_slo_seconds=request.ttft_slo_seconds,
+                tbt_slo_seconds=request.tbt_slo_seconds,
+                tenant=request.tenant,
             ),
             now=now,
         )
@@ -207,6 +213,12 @@ class Attempts:
         return page_keys(
             tokens, page_tokens=self._config.page_tokens, seed=namespace_seed(namespace)
         )
+
+
+def _remaining(generation: Generation) -> int | None:
+    """What is left of the predicted output, at least one token; None before it was predicted."""
+    predicted = generation.predicted_output_tokens
+    return None if predicted is None else max(1, predicted - generation.num_output_tokens)
 
 
 def needed_tokens(request: GenerationRequest) -> int:

@@ -14,7 +14,8 @@ from preble_router.stimuli import Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """Tokens in. `deadline_at` is in `time.monotonic` seconds, None for none."""
+    """Tokens in. `deadline_at` is in `time.monotonic` seconds, None for none; `tenant`,
+    `ttft_slo_seconds` and `tbt_slo_seconds` are as in `WorkerRequest`."""
 
     request_id: str
     tokens: bytes
@@ -22,6 +23,9 @@ class GenerationRequest:
     namespace: str = ""
     priority: int = 0
     deadline_at: float | None = None
+    ttft_slo_seconds: float | None = None
+    tbt_slo_seconds: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Generation:
         num_output_tokens: in it; handed out or not.
         session: where it runs; None while no worker has it.
         placed_at: when the present attempt was submitted.
+        predicted_output_tokens: of the whole request, made with its first placement; None before.
         failed: (worker id, session serial) of the attempts that broke off.
     """
 
@@ -75,6 +80,7 @@ class Generation:
         "output",
         "placed_at",
         "predicted_cached_tokens",
+        "predicted_output_tokens",
         "request",
         "session",
         "worker_id",
@@ -89,6 +95,7 @@ class Generation:
         self.predicted_cached_tokens = 0
         self.session: Session | None = None
         self.placed_at = 0.0
+        self.predicted_output_tokens: int | None = None
         self.output = bytearray()
         self.num_output_tokens = 0
         self.num_before_attempt = 0

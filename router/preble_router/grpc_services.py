@@ -25,11 +25,13 @@ from preble_router.dispatch import Dispatcher, GenerationRequest
 from preble_router.metrics import Metrics
 from preble_router.prompt_encoding import PromptEncoder
 from preble_router.status import status_to_wire
+from preble_router.tenants import tenant_of
 from preble_router.text_generation import TextDelta, TextGeneration, output_budget
 from preble_router.validation import (
     check_name,
     check_priority,
     check_sampling,
+    check_slo,
     check_stop,
     check_tokens,
 )
@@ -137,6 +139,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> GenerationRequest:
         check_name(request.namespace, field="namespace")
         check_priority(request.priority)
+        slos = {name: _read_slo(request, name) for name in ("ttft_slo_seconds", "tbt_slo_seconds")}
         # The caller's stated limit is checked before the prompt is encoded, the rest after.
         sampling = self._read_sampling(request)
         tokens = await self._prompts.read(request, "prompt")
@@ -158,6 +161,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             namespace=request.namespace,
             priority=request.priority,
             deadline_at=None if seconds is None else monotonic() + seconds,
+            tenant=tenant_of(
+                self._config.api_keys,
+                authorization=str(dict(context.invocation_metadata()).get("authorization", "")),
+                namespace=request.namespace,
+            ),
+            **slos,
         )
 
     def _read_sampling(self, request: inference_pb2.GenerateRequest) -> SamplingParams:
@@ -197,6 +206,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             generation.cancel()
             self._metrics.live_requests.dec()
             self._metrics.request_generated(generation.usage)
+
+
+def _read_slo(request: inference_pb2.GenerateRequest, field: str) -> float | None:
+    seconds: float | None = getattr(request, field) if request.HasField(field) else None  # type: ignore[arg-type]
+    check_slo(seconds, field=field)
+    return seconds
 
 
 def _response(request_id: str, delta: TextDelta, worker_id: str) -> inference_pb2.GenerateResponse:

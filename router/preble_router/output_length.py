@@ -3,6 +3,8 @@
 It books decode load with it, and sends it along for the worker's own scheduling.
 """
 
+from preble_router.stimuli import RouteRequest
+
 
 class OutputLength:
     """A running mean over finished requests, in which the last few hundred weigh most.
@@ -20,11 +22,14 @@ class OutputLength:
         self.mean = 0.0
         self._num_seen = 0
 
-    def predict(self, max_tokens: int) -> float:
-        """Expected output tokens of a request limited to `max_tokens`; that limit if none ended."""
+    def predict(self, request: RouteRequest) -> float:
+        """Expected output tokens: what the request says, else the mean, else, when none has ended
+        yet, as many as are allowed."""
+        if request.predicted_output_tokens is not None:
+            return float(request.predicted_output_tokens)
         if not self._num_seen:
-            return float(max_tokens)
-        return min(float(max_tokens), self.mean)
+            return float(request.max_tokens)
+        return min(float(request.max_tokens), self.mean)
 
     def observe(self, output_tokens: int) -> None:
         """A request ended after `output_tokens`; nothing is learnt from one that made none."""

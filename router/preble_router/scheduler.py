@@ -142,7 +142,7 @@ class GlobalScheduler:
             missed_tokens=request.num_tokens - cached,
             table=self._table,
             match=match,
-            predicted_output_tokens=self._output_length.predict(request.max_tokens),
+            predicted_output_tokens=self._output_length.predict(request),
         )
 
     def _book(self, candidates: Candidates, slot: int) -> None:

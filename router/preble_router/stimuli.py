@@ -18,6 +18,7 @@ class RouteRequest:
             delivered output).
         num_tokens: length of that prompt in tokens.
         max_tokens: output tokens still allowed.
+        predicted_output_tokens: of them, those that are expected; None lets the scheduler predict.
         excluded: workers that must not be chosen, e.g. those that failed it before.
     """
 
@@ -28,6 +29,7 @@ class RouteRequest:
     attempt: int = 1
     namespace: str = ""
     priority: int = 0
+    predicted_output_tokens: int | None = None
     excluded: frozenset[str] = frozenset()
 
 

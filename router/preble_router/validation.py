@@ -16,6 +16,7 @@ MAX_NAME_CHARS = 256
 """Of a namespace or a request id."""
 MAX_OUTPUT_TOKENS = 2**31 - 1
 MAX_TEMPERATURE = 2.0
+MAX_SLO_SECONDS = 86_400.0
 
 
 def check_range(value: float, low: float, high: float, *, field: str) -> None:
@@ -42,6 +43,15 @@ def check_sampling(sampling: SamplingParams, *, max_tokens_field: str = "max_tok
         )
     for token in sampling.stop_token_ids:
         check_range(token, 0, 2**32 - 1, field="stop_token_ids")
+
+
+def check_slo(seconds: float | None, *, field: str) -> None:
+    """An objective in seconds: above 0, at most a day; None is none."""
+    if seconds is not None and not 0 < seconds <= MAX_SLO_SECONDS:
+        raise InvalidRequest(
+            f"{field} must be above 0 and at most {MAX_SLO_SECONDS:.0f} seconds, not {seconds}",
+            field=field,
+        )
 
 
 def check_stop(stop: Sequence[str], *, field: str = "stop") -> None:

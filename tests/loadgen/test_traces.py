@@ -142,9 +142,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, name: str) -> None:
         HEADER,
         GOOD | {"session": "s", "namespace": "n"},
         GOOD | {"at": 0.7, "session": "s", "turn": 1, "think_seconds": 0.125},
+        GOOD | {"at": 0.8, "tenant": "a", "ttft_slo_seconds": 0.5, "tbt_slo_seconds": 0.25},
         {"at": 2.0000001, "token_ids": [5, 6, 2**32 - 1], "output_tokens": 1},
     ]
     trace = load_trace(write_lines(tmp_path / "t", rows))
+    assert [(r.tenant, r.ttft_slo_seconds, r.tbt_slo_seconds) for r in trace.requests[1:3]] == [
+        ("", None, None),
+        ("a", 0.5, 0.25),
+    ]
     save_trace(trace, tmp_path / name)
     loaded = load_trace(tmp_path / name)
     assert (loaded.requests, loaded.salt) == (trace.requests, 9)

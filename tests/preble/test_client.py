@@ -73,6 +73,8 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
         priority=-1,
         model="demo",
         request_id="mine",
+        ttft_slo_seconds=0.5,
+        tbt_slo_seconds=0.25,
         timeout=30,
     )
     (request,) = router.requests
@@ -82,6 +84,7 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
     assert (sampling.top_k, sampling.ignore_eos, list(sampling.stop_token_ids)) == (3, True, [9])
     assert (request.seed, list(request.stop), request.namespace) == (2**63, ["x"], "tenant")
     assert (request.priority, request.model, request.request_id) == (-1, "demo", "mine")
+    assert (request.ttft_slo_seconds, request.tbt_slo_seconds) == (0.5, 0.25)
     assert router.deadlines[0] is not None and 20 < router.deadlines[0] <= 30
 
 
@@ -91,6 +94,7 @@ def test_defaults_leave_the_choice_to_the_router(client: Client, router: FakeRou
     assert request.sampling.max_tokens == 0
     assert request.sampling.temperature == 1.0
     assert not request.HasField("seed")
+    assert not request.HasField("ttft_slo_seconds") and not request.HasField("tbt_slo_seconds")
     assert router.deadlines[0] is None or router.deadlines[0] > 1e6
 
 

@@ -120,13 +120,17 @@ def test_submit_carries_the_deadline_across_clocks(
         namespace="n",
         priority=-3,
         deadline_at=None if seconds is None else ours + seconds,
-        predicted_output_tokens=8.0,
+        predicted_output_tokens=8,
+        ttft_slo_seconds=0.5,
+        tbt_slo_seconds=0.125,
+        tenant="acme",
     )
     back = wire.submit_from_wire(wire.submit_to_wire(request, now=ours), now=theirs)
     assert back.deadline_at == (None if seconds is None else theirs + seconds)
     assert back.sampling == sampling
     assert (back.tokens, back.attempt, back.num_delivered) == (request.tokens, 2, 1)
-    assert (back.namespace, back.priority, back.predicted_output_tokens) == ("n", -3, 8.0)
+    assert (back.namespace, back.priority, back.predicted_output_tokens) == ("n", -3, 8)
+    assert (back.ttft_slo_seconds, back.tbt_slo_seconds, back.tenant) == (0.5, 0.125, "acme")
 
 
 @pytest.mark.parametrize("num_paths", [0, 1, 9])

@@ -29,7 +29,10 @@ from preble.v1 import worker_pb2 as pb
 async def test_streams_go_on_elsewhere_when_a_link_dies(how: str) -> None:
     dying, other = FakeWorker("w0"), FakeWorker("w1")
     async with cluster(dying, other) as dispatcher:
-        tasks = await midway(dispatcher, *[f"q{i}" for i in range(10)], max_tokens=200)
+        ids = [f"q{i}" for i in range(10)]
+        fields = {"ttft_slo_seconds": 0.5, "tbt_slo_seconds": 0.25, "tenant": "acme"}
+        tasks = await midway(dispatcher, *ids, max_tokens=200, **fields)
+        first = {submit.request_id: submit for submit in (*dying.submits, *other.submits)}
         if how == "stop":
             await dying.stop()
         else:
@@ -40,6 +43,11 @@ async def test_streams_go_on_elsewhere_when_a_link_dies(how: str) -> None:
         assert all(submit.num_delivered >= 3 for submit in moved)
         assert all(len(s.tokens) == len(PROMPT) + 4 * s.num_delivered for s in moved)
         assert all(submit.sampling.max_tokens == 200 for submit in moved)
+        for submit in moved:
+            same = first[submit.request_id]
+            assert submit.predicted_output_tokens == same.predicted_output_tokens > 0
+            assert (submit.ttft_slo_seconds, submit.tbt_slo_seconds) == (0.5, 0.25)
+            assert submit.tenant == "acme"
         assert dispatcher.attempts.retries_total == 5
         assert dispatcher.attempts.outcomes == {"length": 10}
 

@@ -59,6 +59,8 @@ def test_values_arrive():
         priority=-2,
         cache_salt="tenant",
         user="eve",
+        ttft_slo_seconds=0.5,
+        tbt_slo_seconds=1,
     ).common
     sampling = common.sampling
     assert (common.model, common.max_tokens, common.stop) == ("m", 7, ("a", "b"))
@@ -66,6 +68,8 @@ def test_values_arrive():
     assert (sampling.stop_token_ids, sampling.ignore_eos) == ((3,), True)
     assert (common.stream, common.include_usage) == (True, True)
     assert (common.priority, common.namespace, common.user) == (-2, "tenant", "eve")
+    assert (common.ttft_slo_seconds, common.tbt_slo_seconds) == (0.5, 1.0)
+    assert completion().common.ttft_slo_seconds is None
     assert completion(stop="x").common.stop == ("x",)
     assert completion(top_k=-1).common.sampling.top_k == 0
     assert completion(max_completion_tokens=9).common.max_tokens == 9
@@ -106,6 +110,10 @@ def test_values_arrive():
         ("ignore_eos", "no"),
         ("priority", 2**31),
         ("priority", 0.5),
+        ("ttft_slo_seconds", 0),
+        ("ttft_slo_seconds", "1"),
+        ("tbt_slo_seconds", -0.1),
+        ("tbt_slo_seconds", 86_401),
         ("user", "x" * 300),
         ("cache_salt", 7),
         ("stream_options", {"include_usage": True}),  # without stream

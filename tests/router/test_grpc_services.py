@@ -112,6 +112,8 @@ async def test_stop_strings_end_the_output_and_free_the_worker(model_path: Path)
         ({"tokens": None}, "prompt"),
         ({"namespace": "n" * 257}, "namespace"),
         ({"request_id": "a\nb"}, "request_id"),
+        ({"ttft_slo_seconds": 0.0}, "ttft_slo_seconds"),
+        ({"tbt_slo_seconds": float("nan")}, "tbt_slo_seconds"),
     ],
 )
 async def test_bad_fields_are_refused_by_name(

@@ -260,6 +260,41 @@ async def test_tokens_reach_workers_in_the_wire_s_form(model_path: Path) -> None
         assert worker.submits[0].namespace == "tenant"
 
 
+async def test_objectives_and_the_tenant_reach_workers_through_both_doors(model_path: Path) -> None:
+    worker = small_worker()
+    async with router(worker, model_path=model_path) as server:
+        objectives = {"ttft_slo_seconds": 0.5, "tbt_slo_seconds": 0.25}
+        body = {"model": "fake", "prompt": IDS, "max_tokens": 3, "cache_salt": "acme"}
+        async with httpx.AsyncClient(base_url=f"http://{server.http_address}") as http:
+            answer = await http.post("/v1/completions", json=body | objectives)
+            assert answer.status_code == 200
+        async with AsyncClient(server.grpc_address) as client:
+            await client.generate(IDS, max_tokens=3, namespace="acme", **objectives)  # type: ignore[misc]
+            await client.generate(IDS, max_tokens=3)
+        with_objectives, also, without = worker.submits
+        for submit in (with_objectives, also):
+            assert (submit.ttft_slo_seconds, submit.tbt_slo_seconds) == (0.5, 0.25)
+            assert submit.tenant == "acme"
+            assert 1 <= submit.predicted_output_tokens <= 3
+        assert not without.HasField("ttft_slo_seconds") and not without.HasField("tbt_slo_seconds")
+        assert without.tenant == ""
+
+
+async def test_the_api_key_says_who_is_charged_whatever_the_namespace(model_path: Path) -> None:
+    worker = small_worker()
+    async with router(worker, model_path=model_path, api_keys=("k1", "k2")) as server:
+        for key, namespace in (("k1", ""), ("k1", "k2"), ("k2", "")):
+            async with AsyncClient(server.grpc_address, token=key) as client:
+                await client.generate(IDS, max_tokens=2, namespace=namespace)
+        body = {"model": "fake", "prompt": IDS, "max_tokens": 2, "cache_salt": "k1"}
+        headers = {"Authorization": "bearer  k2"}
+        async with httpx.AsyncClient(base_url=f"http://{server.http_address}") as http:
+            await http.post("/v1/completions", json=body, headers=headers)
+        first, again, second, over_http = [submit.tenant for submit in worker.submits]
+        assert first == again != second == over_http
+        assert "k1" not in first and "k2" not in second, "the key itself goes nowhere"
+
+
 async def test_the_journal_replays_to_the_same_placements(model_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text("an older one")

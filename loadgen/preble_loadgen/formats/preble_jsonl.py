@@ -10,7 +10,9 @@ path of nodes [id, length] of the prefix tree, whose tokens are the fixed functi
 position in prompts.py; ids are below 2**31, and null, allowed at the end, is a node of this request
 alone. `session` (text), `turn` (its place there, 0 unless given) and `namespace` (the tenant) may
 be left out. `think_seconds` makes a request closed-loop: it arrives so long after the answer to the
-session's turn before, which must stand above it; its `at` is an estimate. Other fields are errors.
+session's turn before, which must stand above it; its `at` is an estimate. `tenant` (who is charged;
+the namespace unless given) is for simulations; `ttft_slo_seconds` and `tbt_slo_seconds` are the
+request's objectives. Other fields are errors.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,6 +46,9 @@ _FIELDS = {
     "turn",
     "think_seconds",
     "namespace",
+    "tenant",
+    "ttft_slo_seconds",
+    "tbt_slo_seconds",
 }
 
 
@@ -81,6 +86,9 @@ def read(lines: Lines, bad_lines: BadLines) -> Iterator[TraceRequest]:
             turn=row["turn"],
             think_seconds=row["think_seconds"],
             namespace=row["namespace"],
+            tenant=row["tenant"],
+            ttft_slo_seconds=row["ttft_slo_seconds"],
+            tbt_slo_seconds=row["tbt_slo_seconds"],
         )
 
 
@@ -110,6 +118,12 @@ def _row(request: TraceRequest) -> dict[str, Any]:
         row["think_seconds"] = request.think_seconds
     if request.namespace:
         row["namespace"] = request.namespace
+    if request.tenant:
+        row["tenant"] = request.tenant
+    if request.ttft_slo_seconds is not None:
+        row["ttft_slo_seconds"] = request.ttft_slo_seconds
+    if request.tbt_slo_seconds is not None:
+        row["tbt_slo_seconds"] = request.tbt_slo_seconds
     return row
 
 
@@ -138,10 +152,11 @@ def _parse(line: str) -> dict[str, Any]:
         "output_tokens": integer(required(row, "output_tokens"), "output_tokens", low=1),
         "session": _text(row, "session"),
         "turn": integer(row.get("turn", 0), "turn", low=0),
-        "think_seconds": (
-            seconds(row["think_seconds"], "think_seconds") if "think_seconds" in row else None
-        ),
+        "think_seconds": _optional_seconds(row, "think_seconds"),
         "namespace": _text(row, "namespace"),
+        "tenant": _text(row, "tenant"),
+        "ttft_slo_seconds": _slo(row, "ttft_slo_seconds"),
+        "tbt_slo_seconds": _slo(row, "tbt_slo_seconds"),
     }
 
 
@@ -169,6 +184,17 @@ def _token_ids(value: object) -> bytes:
     if not isinstance(value, list) or not value:
         raise BadLine("token_ids must be a list of integers, not empty")
     return pack_tokens([integer(token, "token_ids", low=0, high=2**32 - 1) for token in value])
+
+
+def _optional_seconds(row: dict[str, Any], name: str) -> float | None:
+    return seconds(row[name], name) if name in row else None
+
+
+def _slo(row: dict[str, Any], name: str) -> float | None:
+    value = _optional_seconds(row, name)
+    if value == 0.0:
+        raise BadLine(f"{name} must be above 0, not {row[name]!r}")
+    return value
 
 
 def _text(row: dict[str, Any], name: str) -> str:

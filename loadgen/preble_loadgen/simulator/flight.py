@@ -30,6 +30,7 @@ class Flight:
         num_output: output tokens delivered, by all attempts.
         num_before: of them, by the attempts before the present one.
         times: when the output left its workers, in the order of delivery.
+        predicted_output_tokens: of the whole request, made with its first placement; None before.
         failed: (worker id, session serial) of the attempts that broke off.
     """
 
@@ -47,6 +48,7 @@ class Flight:
     num_before: int = 0
     cached_tokens: int | None = None
     predicted_cached_tokens: int = 0
+    predicted_output_tokens: int | None = None
     times: list[Sequence[float]] = field(default_factory=list)
     failed: set[tuple[str, tuple[int, int]]] = field(default_factory=set)
 
@@ -54,6 +56,12 @@ class Flight:
     def needed_tokens(self) -> int:
         """Prompt plus output."""
         return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def remaining_output_tokens(self) -> int | None:
+        """What is left of the predicted output, at least one; None before it was predicted."""
+        predicted = self.predicted_output_tokens
+        return None if predicted is None else max(1, predicted - self.num_output)
 
     def known_tokens(self) -> bytes:
         """The packed prompt, and the output delivered so far."""
@@ -68,6 +76,8 @@ class Flight:
         self.worker_id = placement.worker_id
         self.predicted_cached_tokens = placement.cached_tokens
         self.num_before = self.num_output
+        if self.predicted_output_tokens is None:
+            self.predicted_output_tokens = max(1, round(placement.predicted_output_tokens))
         self.session = session
         session.live[self.request_id] = self
 
@@ -86,7 +96,10 @@ class Flight:
             attempt=placement.attempt,
             num_delivered=self.num_output,
             namespace=self.request.namespace,
-            predicted_output_tokens=placement.predicted_output_tokens,
+            predicted_output_tokens=self.predicted_output_tokens,
+            ttft_slo_seconds=self.request.ttft_slo_seconds,
+            tbt_slo_seconds=self.request.tbt_slo_seconds,
+            tenant=self.request.tenant or self.request.namespace,
         )
 
     def receive(self, times: Sequence[float], cached_tokens: int | None) -> None:

@@ -271,6 +271,7 @@ class SimulatedRouter:
                 max_tokens=flight.sampling.max_tokens - flight.num_output,
                 attempt=flight.attempt + 1,
                 namespace=flight.request.namespace,
+                predicted_output_tokens=flight.remaining_output_tokens,
                 excluded=self._excluded(flight),
             ),
             now=self._agenda.now,

@@ -28,6 +28,7 @@ from preble_router.gateway.responses import (
 from preble_router.generation import GenerationRequest
 from preble_router.metrics import Metrics
 from preble_router.prompt_encoding import PromptEncoder
+from preble_router.tenants import tenant_of
 from preble_router.text_generation import TextGeneration, output_budget
 
 if TYPE_CHECKING:
@@ -119,7 +120,12 @@ class CompletionRoutes:
         # A client may send an id twice; a dispatcher must not see one twice.
         unique_id = f"{record.request_id}-{secrets.token_hex(4)}"
         requests = self._dispatch_requests(
-            unique_id, prompts, common, default_tokens, _deadline_at(request, record)
+            unique_id,
+            prompts,
+            common,
+            default_tokens,
+            deadline_at=_deadline_at(request, record),
+            tenant=self._tenant(request, common),
         )
         live = LiveRequest(
             self._start_all(requests, common.stop),
@@ -146,7 +152,9 @@ class CompletionRoutes:
         prompts: Sequence[bytes],
         common: CommonFields,
         default_tokens: int,
+        *,
         deadline_at: float | None,
+        tenant: str,
     ) -> list[GenerationRequest]:
         requests = []
         for i, prompt in enumerate(prompts):
@@ -164,9 +172,19 @@ class CompletionRoutes:
                     namespace=common.namespace,
                     priority=common.priority,
                     deadline_at=deadline_at,
+                    ttft_slo_seconds=common.ttft_slo_seconds,
+                    tbt_slo_seconds=common.tbt_slo_seconds,
+                    tenant=tenant,
                 )
             )
         return requests
+
+    def _tenant(self, request: Request, common: CommonFields) -> str:
+        return tenant_of(
+            self._config.api_keys,
+            authorization=request.headers.get("authorization", ""),
+            namespace=common.namespace,
+        )
 
     def _start_all(
         self, requests: Sequence[GenerationRequest], stop: Sequence[str]

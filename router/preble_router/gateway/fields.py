@@ -1,7 +1,7 @@
 """Typed reading of a JSON object: each field once, and nothing left over at the end."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import orjson
 
@@ -33,7 +33,13 @@ class Fields:
             raise self.wrong(name, "an integer", value)
         return value
 
-    def number(self, name: str, *, default: float) -> float:
+    @overload
+    def number(self, name: str, *, default: float) -> float: ...
+
+    @overload
+    def number(self, name: str, *, default: None) -> float | None: ...
+
+    def number(self, name: str, *, default: float | None) -> float | None:
         """A number, whole or not."""
         value = self.take(name)
         if value is None:

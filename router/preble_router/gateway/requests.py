@@ -4,7 +4,9 @@ What OpenAI's API knows and Preble does not do is refused by name unless its val
 Besides OpenAI's fields there are, under the names that vLLM gave them: `top_k`, `ignore_eos`,
 `stop_token_ids`, `priority` (higher runs first), `chat_template_kwargs`, and `cache_salt`, the
 tenant: requests share cached prefixes only with requests of the same `cache_salt`. It is a
-namespace, not a key: whoever can name it shares it, under whichever API key.
+namespace, not a key: whoever can name it shares it, under whichever API key. Ours are
+`ttft_slo_seconds` and `tbt_slo_seconds`, the objectives for the time to the first token and between
+tokens, for workers whose local policy knows objectives.
 """
 
 import secrets
@@ -17,7 +19,13 @@ from preble.page_keys import pack_tokens
 from preble.types import SamplingParams
 from preble_router.gateway.fields import Fields, shown
 from preble_router.gateway.messages import read_messages
-from preble_router.validation import check_name, check_priority, check_sampling, check_stop
+from preble_router.validation import (
+    check_name,
+    check_priority,
+    check_sampling,
+    check_slo,
+    check_stop,
+)
 
 MAX_PROMPTS = 128
 """Prompts in one completion request."""
@@ -71,6 +79,7 @@ class CommonFields:
         model: "" for the one that is served.
         max_tokens: None where the request states none; `sampling.max_tokens` then means nothing.
         namespace: tenant, from `cache_salt`.
+        ttft_slo_seconds, tbt_slo_seconds: None where the request states none.
     """
 
     model: str
@@ -82,6 +91,8 @@ class CommonFields:
     priority: int
     namespace: str
     user: str
+    ttft_slo_seconds: float | None
+    tbt_slo_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +207,15 @@ def _read_common(fields: Fields) -> CommonFields:
         priority=priority,
         namespace=namespace,
         user=user,
+        ttft_slo_seconds=_read_slo(fields, "ttft_slo_seconds"),
+        tbt_slo_seconds=_read_slo(fields, "tbt_slo_seconds"),
     )
+
+
+def _read_slo(fields: Fields, name: str) -> float | None:
+    seconds = fields.number(name, default=None)
+    check_slo(seconds, field=name)
+    return seconds
 
 
 def _read_max_tokens(fields: Fields) -> tuple[int | None, str]:
