@@ -2,11 +2,13 @@
 
 One step that computes a batch takes (ALGORITHMS: cost model)
 
-    linear    t = fixed + a + b            a = c1·P + c2·A + c3·D + c5·H    compute
-    roofline  t = fixed + max(a, b)        b = weights + c4·K               memory traffic
+    linear    t = fixed + c6·N + a + b        a = c1·P + c2·A + c3·D + c5·H    compute
+    roofline  t = fixed + c6·N + max(a, b)    b = weights + c4·K               memory traffic
 
 P new prefill tokens, A = Σ over prefill chunks of chunk·(context before + chunk/2), D decoding
-requests, K context tokens that the decodes read, H context tokens in the hidden form.
+requests, K context tokens that the decodes read, H context tokens in the hidden form. N counts the
+attention products beyond the first where an engine cuts a ragged batch into several; c6 is 0 where
+one kernel takes the batch whole.
 """
 
 import json
@@ -29,9 +31,9 @@ class CostModel:
     Attributes:
         per_prefill_token, per_attention, per_decode, per_context_token: c1 to c4 above.
         weight_read: time to read the weights once; 0 in a fitted linear model.
-        per_product: c5 above.
         per_hidden_token: c5, computing K and V anew from a token in the hidden form; 0 where the
             model has none or it was not measured.
+        per_product: c6 above.
         source: "measured" by `preble profile`, or "first principles".
     """
 
@@ -43,6 +45,7 @@ class CostModel:
     per_context_token: float
     weight_read: float = 0.0
     per_hidden_token: float = 0.0
+    per_product: float = 0.0
     roofline: bool = False
     source: str = "measured"
 
@@ -54,8 +57,9 @@ class CostModel:
         decodes: float,
         context_tokens: float,
         hidden_tokens: float = 0.0,
+        products: float = 0.0,
     ) -> float:
-        """Duration of one step, from the batch's P, A, D, K and H."""
+        """Duration of one step, from the batch's P, A, D, K, H and N."""
         compute = (
             self.per_prefill_token * prefill_tokens
             + self.per_attention * attention

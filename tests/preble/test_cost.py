@@ -43,6 +43,15 @@ def test_a_roofline_step_is_bound_by_the_slower_resource() -> None:
     assert compute == pytest.approx(1.0 + 10.2)
 
 
+@pytest.mark.parametrize("roofline", [False, True])
+def test_further_attention_products_come_on_top(roofline: bool) -> None:
+    model = dataclasses.replace(LINEAR, roofline=roofline, per_product=0.5)
+    shape = {"prefill_tokens": 10, "attention": 100, "decodes": 2, "context_tokens": 50}
+    added = model.step_seconds(**shape, products=3) - model.step_seconds(**shape)
+    assert added == pytest.approx(1.5)
+    assert LINEAR.step_seconds(**shape, products=3) == LINEAR.step_seconds(**shape)
+
+
 def test_prefill_does_not_depend_on_how_it_is_cut() -> None:
     whole = LINEAR.prefill_seconds(1000.0, 0.0)
     cut = LINEAR.prefill_seconds(400.0, 0.0) + LINEAR.prefill_seconds(600.0, 400.0)

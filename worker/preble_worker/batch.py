@@ -151,14 +151,35 @@ class Batch:
     hidden_tokens: int = 0
 
 
+ONE_PRODUCT_TOKENS = 128
+"""Decodes with contexts up to this length are one attention product on a CPU."""
+
+
+def num_extra_products(batch: Batch) -> int:
+    """N of the cost model: attention products beyond the first, as torch computes them on a CPU.
+
+    Decodes whose contexts are within a factor of two are one product, neighbouring prefill chunks
+    of one length are one, and a chunk behind a context is two more: the context's own, and the
+    merge with it. What decodes save by sharing a prefix is left out.
+    """
+    contexts = batch.starts[: batch.num_decodes] + 1
+    chunks, before = batch.counts[batch.num_decodes :], batch.starts[batch.num_decodes :]
+    lengths = np.ceil(np.log2(np.maximum(contexts, ONE_PRODUCT_TOKENS)))
+    products = len(np.unique(lengths)) + 2 * int(np.count_nonzero(before))
+    if len(chunks):
+        products += 1 + int(np.count_nonzero(np.diff(chunks)))
+    return max(products - 1, 0)
+
+
 def predicted_seconds(cost: CostModel, batch: Batch) -> float:
-    """How long `batch` should take, by its P, A, D, K and H; copies left out."""
+    """How long `batch` should take, by its P, A, D, K, H and N; copies left out."""
     return cost.step_seconds(
         prefill_tokens=len(batch.prefill_tokens),
         attention=batch.attention,
         decodes=batch.num_decodes,
         context_tokens=batch.context_tokens,
         hidden_tokens=batch.hidden_tokens,
+        products=num_extra_products(batch) if cost.per_product else 0.0,
     )
 
 

@@ -26,7 +26,7 @@ from preble_loadgen.simulator.messages import (
     TakeSnapshot,
 )
 from preble_loadgen.simulator.options import SimulationOptions
-from preble_worker.batch import Batch
+from preble_worker.batch import Batch, num_extra_products
 from preble_worker.outputs import NO_TOKENS, StepOutputs
 from preble_worker.scheduler import LocalScheduler
 from preble_worker.simulated_tokens import TokenSource
@@ -167,6 +167,7 @@ class SimulatedWorker:
         report_at = now + self._options.report_seconds
         step_seconds, slowness = self._cost.step_seconds, self.slowness
         prefill, decodes = len(batch.prefill_tokens), batch.num_decodes
+        products = num_extra_products(batch) if self._cost.per_product else 0
         ends, at, context = [], now, batch.context_tokens
         while True:
             at += slowness * step_seconds(
@@ -174,6 +175,7 @@ class SimulatedWorker:
                 attention=batch.attention,
                 decodes=decodes,
                 context_tokens=context,
+                products=products,
             )
             ends.append(at)
             if len(ends) >= most or at >= report_at:
