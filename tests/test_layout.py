@@ -40,6 +40,7 @@ PURE = [
     "worker/preble_worker/batch.py",
     "worker/preble_worker/scheduler.py",
     "worker/preble_worker/page_cache.py",
+    "worker/preble_worker/length_estimate.py",
     "worker/preble_worker/simulated_tokens.py",
     "worker/preble_worker/policies",
     "loadgen/preble_loadgen/fit.py",
