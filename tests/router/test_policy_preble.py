@@ -17,8 +17,10 @@ from routing_helpers import (
     ttft,
 )
 
+from preble.errors import ConfigError
 from preble.events import CacheEvents, Stored
 from preble.types import LoadReport
+from preble_router.policies import make_policy
 from preble_router.policies.preble import Preble, PrebleWeights
 from preble_router.scheduler import GlobalScheduler
 from preble_router.stimuli import CacheChanged, Progress, RequestFinished, StepReport
@@ -266,3 +268,24 @@ def test_the_predicted_cached_tokens_are_the_actual_ones(
     predicted = sum(job.predicted_cached_tokens for job in jobs)
     actual = sum(job.cached_tokens for job in jobs)
     assert abs(predicted - actual) <= 0.02 * max(actual, 1)
+
+
+def test_its_weights_can_be_set_by_name() -> None:
+    policy = make_policy("preble:plan=0:delay=2.5")
+    assert isinstance(policy, Preble)
+    assert policy.weights == PrebleWeights(plan=0.0, delay=2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preble:speed=1", "'speed' is no term; choose from wait, own"),
+        ("preble:plan=-1", "plan must be a number of at least 0, not '-1'"),
+        ("preble:plan", "plan must be a number"),
+        ("e2:plan=0", "only preble has weights"),
+        ("best", "no routing policy is named 'best'; choose from round_robin"),
+    ],
+)
+def test_a_wrong_policy_is_told_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_policy(text)

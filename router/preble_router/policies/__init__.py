@@ -1,6 +1,8 @@
 """Routing policies, one file each. `make_policy` is the only place that knows their names."""
 
+import math
 from collections.abc import Callable
+from dataclasses import fields
 
 from preble.errors import ConfigError
 from preble_router.policies.bounded_hash import BoundedHash
@@ -13,7 +15,7 @@ from preble_router.policies.least_loaded import LeastLoaded
 from preble_router.policies.longest_prefix import LongestPrefix
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.policies.power_of_two import PowerOfTwo
-from preble_router.policies.preble import Preble
+from preble_router.policies.preble import Preble, PrebleWeights
 from preble_router.policies.prefix_random import PrefixRandom
 from preble_router.policies.prefix_score import PrefixScore
 from preble_router.policies.prefix_score_precise import PrefixScorePrecise
@@ -52,14 +54,33 @@ _POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
 POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)
 
 
-def make_policy(name: str) -> RoutingPolicy:
-    """A fresh policy with its defaults.
+def make_policy(text: str) -> RoutingPolicy:
+    """A fresh policy: its name, and of `preble` its terms' weights, as in "preble:plan=0:delay=2".
 
     Raises:
-        ConfigError: there is no policy of that name.
+        ConfigError: there is no such policy or weight, or a weight is no number.
     """
-    try:
-        return _POLICIES[name]()
-    except KeyError:
+    name, _, weights = text.partition(":")
+    if name not in _POLICIES:
         allowed = ", ".join(POLICY_NAMES)
-        raise ConfigError(f"no routing policy is named {name!r}; choose from {allowed}") from None
+        raise ConfigError(f"no routing policy is named {name!r}; choose from {allowed}")
+    if not weights:
+        return _POLICIES[name]()
+    if name != Preble.name:
+        raise ConfigError(f"{text!r}: only {Preble.name} has weights to set")
+    return Preble(PrebleWeights(**dict(_weight(item, text) for item in weights.split(":"))))
+
+
+def _weight(item: str, text: str) -> tuple[str, float]:
+    """One name=number of `text`."""
+    name, _, value = item.partition("=")
+    allowed = [field.name for field in fields(PrebleWeights)]
+    if name not in allowed:
+        raise ConfigError(f"{text!r}: {name!r} is no term; choose from {', '.join(allowed)}")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not 0.0 <= weight < math.inf:
+        raise ConfigError(f"{text!r}: {name} must be a number of at least 0, not {value!r}")
+    return name, weight

@@ -1,0 +1,1 @@
+"""The tournament of routing policies: what competes, how it is run and kept, and the report."""

@@ -1,0 +1,208 @@
+"""Which cells the tournament has: policies x contests x loads x seeds, part by part. Pure.
+
+peers         every policy on every contest, from idle to past saturation, on 4 workers
+sizes         the same with fewer cells on 2, 8, 64 and 512 workers
+reproduction  e2 against round_robin where the published study measured
+scenarios     the known failures of routers
+robustness    stale and lost events, a slow worker, a worker that dies and returns, a router restart
+ablation      preble with each of its terms off
+local         the orders within a worker, behind preble
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from preble.cost_library import load_cost_model
+from preble_loadgen.tournament.cell import CellKey
+from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, Contest, nominal_rate
+
+LARGE = "llama-3-70b-4xh100"
+LOADS = (0.4, 0.7, 0.85, 1.0, 1.2, 1.5)
+FEW_LOADS = (0.7, 1.0)
+SEEDS = (1, 2)
+PAIRED_SEEDS = (1, 2, 3)
+
+ALL = (
+    *("preble", "e2", "round_robin", "random", "least_loaded", "power_of_two", "sticky"),
+    *("bounded_hash", "longest_prefix", "cache_aware", "cache_aware_spill", "kv_cost"),
+    *("prefix_score", "prefix_score_precise", "sigma_gate", "prefix_random", "ray_prefix"),
+    "cache_route",
+)
+CONTENDERS = (
+    *("preble", "e2", "cache_aware", "cache_aware_spill", "kv_cost", "prefix_score_precise"),
+    *("sigma_gate", "bounded_hash", "round_robin"),
+)
+"""For the larger cells: those that came first somewhere, and round robin."""
+TERMS = ("wait", "own", "delay", "stall", "decode", "evict", "plan")
+PUBLISHED = ("tool_use", "embodied_agent", "programming", "video_qa", "long_documents")
+VARIANTS = (
+    *(("tool_use", "zipf"), ("tool_use", "bursty"), ("tool_use", "drift")),
+    *(("tool_use", "hot-burst"), ("long_documents", "bursty"), ("video_qa", "zipf")),
+)
+TRACES = ("mooncake", "coding_agents", "airline_agents")
+UNSHARED = ("no_sharing", "azure_code", "servegen")
+SCENARIOS = ("hot_prefix", "shared_system_prompt", "quiet_burst", "families")
+
+FAULTS_AT = 20.0
+FAULTS = {
+    "stale events, 1 s": "stale:1",
+    "1 % of events lost": "loss:0.01",
+    "a worker 3x slower": f"slow:0@{FAULTS_AT:g}x3",
+    "a worker dead for 10 s": f"death:0@{FAULTS_AT:g}+10",
+    "router restarted": f"router@{FAULTS_AT:g}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How much of it: which contests can be had, and whether only a first look is wanted."""
+
+    has: Callable[[Contest], bool]
+    quick: bool = False
+
+
+def plan(scope: Scope, parts: tuple[str, ...] = ()) -> list[CellKey]:
+    """All cells of `parts`, or of all of them, those first that say most."""
+    return [key for part in parts or tuple(PARTS) for key in PARTS[part](scope)]
+
+
+def _cells(
+    scope: Scope,
+    section: str,
+    contests: tuple[tuple[str, str], ...],
+    *,
+    policies: tuple[str, ...],
+    loads: tuple[float, ...],
+    seeds: tuple[int, ...],
+    sizes: tuple[int, ...] = (4,),
+    cost_model: str = REFERENCE,
+    local_policies: tuple[str, ...] = ("preble_groups",),
+    faults: tuple[tuple[str, ...], ...] = ((),),
+) -> Iterator[CellKey]:
+    if scope.quick:
+        loads, seeds = loads[len(loads) // 2 :][:1], seeds[:1]
+    cost = load_cost_model(cost_model)
+    for (name, variant), size, seed, load in product(contests, sizes, seeds, loads):
+        contest = CONTESTS[name]
+        if not scope.has(contest):
+            continue
+        rate = round(load * size * nominal_rate(contest, cost), 6)
+        for policy, local_policy, fault in product(policies, local_policies, faults):
+            yield CellKey(
+                section=section,
+                workload=name,
+                variant=variant,
+                policy=policy,
+                local_policy=local_policy,
+                num_workers=size,
+                cost_model=cost_model,
+                rate=rate,
+                load=load,
+                seed=seed,
+                faults=fault,
+            )
+
+
+def _plain(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, "") for name in names)
+
+
+def _peers(scope: Scope) -> Iterator[CellKey]:
+    contests = (*_plain(*PUBLISHED, *TRACES, "mixed", *UNSHARED), *VARIANTS)
+    for contest in contests:
+        yield from _cells(scope, "peers", (contest,), policies=ALL, loads=LOADS, seeds=SEEDS)
+
+
+def _sizes(scope: Scope) -> Iterator[CellKey]:
+    few = _plain("tool_use", "long_documents")
+    yield from _cells(
+        scope, "peers", few, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS, sizes=(2, 8)
+    )
+    for size in (8, 64, 512):
+        policies = ("preble", "e2", "kv_cost", "round_robin") if size < 512 else ("preble",)
+        yield from _cells(
+            scope,
+            "scaling",
+            few,
+            policies=policies,
+            loads=(0.85, 1.0, 1.2),
+            seeds=(1,),
+            sizes=(size,),
+        )
+
+
+def _reproduction(scope: Scope) -> Iterator[CellKey]:
+    both = ("e2", "round_robin")
+    loads = (0.3, 0.6, 0.8, 1.0)
+    published = _plain(*PUBLISHED)
+    for sizes, cost_model in (((2, 4, 8), REFERENCE), ((2, 4), LARGE)):
+        yield from _cells(
+            scope,
+            "reproduction",
+            published,
+            policies=both,
+            loads=loads,
+            seeds=SEEDS,
+            sizes=sizes,
+            cost_model=cost_model,
+        )
+
+
+def _scenarios(scope: Scope) -> Iterator[CellKey]:
+    yield from _cells(
+        scope,
+        "failures",
+        _plain(*SCENARIOS),
+        policies=ALL,
+        loads=(1.0,),
+        seeds=PAIRED_SEEDS,
+    )
+
+
+def _robustness(scope: Scope) -> Iterator[CellKey]:
+    faults = ((), *((fault,) for fault in FAULTS.values()))
+    yield from _cells(
+        scope,
+        "robustness",
+        _plain("tool_use", "long_documents"),
+        policies=CONTENDERS,
+        loads=(0.7,),
+        seeds=SEEDS,
+        faults=faults,
+    )
+
+
+def _ablation(scope: Scope) -> Iterator[CellKey]:
+    without = tuple(f"preble:{term}=0" for term in TERMS)
+    yield from _cells(
+        scope,
+        "ablation",
+        (*_plain(*PUBLISHED, "hot_prefix", "families"), ("tool_use", "hot-burst")),
+        policies=("preble", *without),
+        loads=(1.0,),
+        seeds=SEEDS,
+    )
+
+
+def _local(scope: Scope) -> Iterator[CellKey]:
+    yield from _cells(
+        scope,
+        "local",
+        _plain(*PUBLISHED),
+        policies=("preble",),
+        loads=FEW_LOADS,
+        seeds=SEEDS,
+        local_policies=("fcfs", "lpm", "preble_groups"),
+    )
+
+
+PARTS: dict[str, Callable[[Scope], Iterator[CellKey]]] = {
+    "peers": _peers,
+    "scenarios": _scenarios,
+    "reproduction": _reproduction,
+    "ablation": _ablation,
+    "robustness": _robustness,
+    "local": _local,
+    "sizes": _sizes,
+}

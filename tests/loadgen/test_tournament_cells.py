@@ -1,0 +1,107 @@
+"""The tournament's cells: what is planned, run, kept and read again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preble.cost_library import load_cost_model
+from preble.errors import ConfigError
+from preble_loadgen.simulation_cells import Load
+from preble_loadgen.tournament.cell import CellKey
+from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, load_of, nominal_rate, slo_of
+from preble_loadgen.tournament.plan import PARTS, Scope, plan
+from preble_loadgen.tournament.run import run_cell, run_missing
+from preble_loadgen.tournament.store import CellStore
+from preble_loadgen.trace_request import Segment, TraceRequest
+
+KEY = CellKey(
+    section="failures",
+    workload="hot_prefix",
+    policy="preble",
+    num_workers=1,
+    cost_model="qwen3-0.6b-h100",
+    rate=0.0,
+    load=1.0,
+    seed=3,
+)
+WITHOUT_TRACES = Scope(has=lambda contest: not contest.file and not contest.arrivals_file)
+EVERYTHING = Scope(has=lambda contest: True)
+
+
+def test_a_cell_is_the_same_again_and_survives_its_file(tmp_path: Path) -> None:
+    store = CellStore(tmp_path)
+    cell = run_cell(KEY, None)
+    store.put(cell)
+    assert store.read() == [cell]
+    again = run_cell(KEY, None)
+    assert replace(again, wall_seconds=cell.wall_seconds) == cell
+    assert cell.num_failed == 0 and sum(cell.worker_requests) == cell.num_requests
+
+
+def test_only_what_is_missing_is_run(tmp_path: Path) -> None:
+    store = CellStore(tmp_path)
+    keys = [KEY, replace(KEY, policy="round_robin")]
+    store.put(run_cell(KEY, None))
+    done: list[str] = []
+    run_missing(store, keys, traces=None, jobs=1, on_done=lambda c: done.append(c.key.policy))
+    assert done == ["round_robin"]
+    assert store.missing(keys) == []
+    run_missing(store, keys, traces=None, jobs=1, on_done=lambda c: done.append(c.key.policy))
+    assert done == ["round_robin"]
+
+
+def test_a_file_of_another_version_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"key": {}}')
+    with pytest.raises(ConfigError, match=r"old\.json is no cell of this version"):
+        CellStore(tmp_path).read()
+
+
+def test_every_planned_cell_has_a_file_of_its_own() -> None:
+    keys = plan(EVERYTHING)
+    assert len({key.file_name for key in keys}) == len(set(keys)) == len(keys)
+    assert {key.num_workers for key in keys} == {2, 4, 8, 64, 512}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_quick_look_at_a_part_is_a_part_of_the_whole(part: str) -> None:
+    whole, quick = (plan(replace(WITHOUT_TRACES, quick=quick), (part,)) for quick in (False, True))
+    assert quick and set(quick) <= set(whole)
+    assert all(not CONTESTS[key.workload].file for key in whole)
+
+
+def test_a_load_means_the_same_on_a_faster_device() -> None:
+    contest = CONTESTS["tool_use"]
+    slow, fast = load_cost_model(REFERENCE), load_cost_model("mistral-7b-h100")
+    assert nominal_rate(contest, slow) == contest.rate
+    speedup = slow.prefill_seconds(2000.0, 0.0) / fast.prefill_seconds(2000.0, 0.0)
+    assert nominal_rate(contest, fast) == pytest.approx(contest.rate * speedup)
+
+
+def test_the_slo_follows_the_mean_prompt() -> None:
+    cost = load_cost_model(REFERENCE)
+
+    def load(tokens: int) -> Load:
+        request = TraceRequest(
+            index=0, line=1, at=0.0, segments=(Segment(1, tokens),), output_tokens=1
+        )
+        return Load([request], [0.0])
+
+    assert slo_of(load(100), cost).ttft == 1.0
+    assert slo_of(load(20_000), cost).ttft == 3.0 * cost.prefill_seconds(20_000.0, 0.0)
+
+
+def test_a_trace_keeps_its_shape_at_another_rate(tmp_path: Path) -> None:
+    rows = "\n".join(f"2023-11-16 18:00:{s:02d}.0000000,100,5" for s in (0, 1, 3, 9))
+    text = f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}\n"
+    (tmp_path / CONTESTS["azure_code"].file).write_text(text)
+    key = replace(KEY, workload="azure_code", rate=30.0)
+    load = load_of(key, tmp_path)
+    gaps = [b - a for a, b in zip(load.arrivals, load.arrivals[1:], strict=False)]
+    assert [gap / gaps[0] for gap in gaps] == pytest.approx([1.0, 2.0, 6.0])
+    assert 3 / load.arrivals[-1] == pytest.approx(30.0)
+
+
+def test_a_missing_trace_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"azure2023_code.*--traces"):
+        load_of(replace(KEY, workload="azure_code", rate=1.0), None)
