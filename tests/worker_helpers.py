@@ -10,12 +10,15 @@ import xxhash
 from preble.events import CacheEvents, Evicted
 from preble.page_keys import KEY_BYTES, key_sum, pack_tokens, unpack_tokens
 from preble.types import FinishReason, RequestOutput, SamplingParams, WorkerRequest
-from preble_worker.batch import Batch
-from preble_worker.config import SchedulerConfig
+from preble_worker.batch import Batch, Direction, Move
+from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
 from preble_worker.outputs import StepOutputs
 from preble_worker.scheduler import LocalScheduler
 
 VOCAB = 50
+
+EXACT, INEXACT = -1, -2
+"""Of a place in the pretend engine, while it is not bound to a slot."""
 
 
 def next_token(context: npt.NDArray[np.integer], seed: int, position: int) -> int:
@@ -30,19 +33,29 @@ class FakeEngine:
     It reads a request's context back through the page table, as attention would, so that any
     wrong page, stale place or lost token changes what is drawn.
 
+    Copies beside a step are made as late as an engine may, before the next one. A place that went
+    through int8 is inexact: it may be read by one request only.
+
     Attributes:
+        num_offloaded, num_uploaded: pages copied so far.
         num_prefill_tokens, num_decode_tokens: computed so far.
     """
 
-    def __init__(self, num_pages: int, page_tokens: int) -> None:
+    def __init__(self, num_pages: int, page_tokens: int, *, tiers: TierConfig = NO_TIERS) -> None:
         self.page_tokens = page_tokens
+        self.num_offloaded = self.num_uploaded = 0
         self.num_prefill_tokens = 0
         self.num_decode_tokens = 0
         self._token = np.full(num_pages * page_tokens, -1, dtype=np.int64)
         self._position = np.full(num_pages * page_tokens, -1, dtype=np.int64)
+        self._reader = np.full(num_pages * page_tokens, EXACT, dtype=np.int64)
+        self._pools = [self._token, self._position, self._reader]
+        self._host = np.full((3, tiers.host_pages, page_tokens), -1, dtype=np.int64)
+        self._late: list[Move] = []
         self._seen: tuple[int, list[int], list[list[int]]] = (-1, [], [])
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        self._copy(batch.moves)
         self._check_shape(batch)
         self._check_composition(batch)
         inputs = np.concatenate(
@@ -55,8 +68,26 @@ class FakeEngine:
             places = self._places(batch, row)[batch.starts[row] :]
             self._token[places] = inputs[ends[row] - batch.counts[row] : ends[row]]
             self._position[places] = np.arange(batch.counts[row]) + batch.starts[row]
+            self._reader[places] = EXACT
         drawn = [self._draw(batch, row) for row in np.flatnonzero(batch.samples)]
         return np.array(drawn, dtype=np.int64)
+
+    def _copy(self, moves: tuple[Move, ...]) -> None:
+        late, self._late = self._late, [move for move in moves if not move.before_step]
+        for move in [*late, *(move for move in moves if move.before_step)]:
+            device, host = move.device_pages, move.host_pages
+            assert len(device) == len(host) == len(set(device.tolist())) == len(set(host.tolist()))
+            is_offload = move.direction is Direction.OFFLOAD
+            self.num_offloaded += len(host) * is_offload
+            self.num_uploaded += len(host) * (not is_offload)
+            for flat, kept in zip(self._pools, self._host, strict=True):
+                pages = flat.reshape(-1, self.page_tokens)
+                if is_offload:
+                    kept[host] = pages[device]
+                else:
+                    pages[device] = kept[host]
+            if move.int8 and not is_offload:
+                self._reader.reshape(-1, self.page_tokens)[device] = INEXACT
 
     def _check_composition(self, batch: Batch) -> None:
         """What an engine may keep while the composition stays: slots, and pages seen before."""
@@ -81,6 +112,9 @@ class FakeEngine:
         places = self._places(batch, row)
         assert np.array_equal(self._position[places], np.arange(len(places)))
         slot = batch.slots[row]
+        readers = self._reader[places]
+        assert set(readers.tolist()) <= {EXACT, INEXACT, int(slot)}, "inexact pages were shared"
+        self._reader[places[readers == INEXACT]] = slot
         position = int(batch.tables.output_position[slot])
         return next_token(self._token[places], int(batch.tables.seed[slot]), position)
 
@@ -206,7 +240,9 @@ class Worker:
     def __init__(self, *, step_seconds: float = 1.0, **options: object) -> None:
         self.config = make_config(**options)
         self.scheduler = LocalScheduler(self.config, epoch=1)
-        self.engine = FakeEngine(self.config.num_pages, self.config.page_tokens)
+        self.engine = FakeEngine(
+            self.config.num_pages, self.config.page_tokens, tiers=self.config.tiers
+        )
         self.view = CacheView()
         self.now = 0.0
         self.step_seconds = step_seconds

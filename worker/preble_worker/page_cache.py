@@ -130,6 +130,17 @@ class PageCache:
             at.payload.heat = hotter(at.payload.heat, use)
             at = at.parent
 
+    def num_used_by_others(self, node: CacheNode) -> int:
+        """Pages of the path to `node`, which somebody has pinned, that others use as well."""
+        at = node
+        while at.parent is not None and at.payload.users < 2:
+            at = at.parent
+        num_pages = 0
+        while at.parent is not None:
+            num_pages += len(at.payload.pages)
+            at = at.parent
+        return num_pages
+
     def allocate(self, num_pages: int) -> PageArray:
         """Private pages for one or more requests; at most `num_available`."""
         if num_pages > self.num_free:

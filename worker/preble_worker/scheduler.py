@@ -18,26 +18,28 @@ one that runs.
 It does not know models, devices, clocks or wires.
 """
 
-from itertools import chain
-
 import numpy as np
 import numpy.typing as npt
 
 from preble.events import CacheSnapshot
 from preble.page_keys import TOKEN_BYTES
-from preble.types import FinishReason, LoadReport, RequestOutput, WorkerRequest
+from preble.types import FinishReason, LoadReport, WorkerRequest
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.batch_maker import BatchMaker
 from preble_worker.config import SchedulerConfig
 from preble_worker.deadlines import Deadlines
 from preble_worker.decodes import DecodeRows
-from preble_worker.load_report import Totals, load_report
+from preble_worker.host_tier import HostTier
+from preble_worker.load_report import load_report
+from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import make_policy
 from preble_worker.prefills import Prefills
+from preble_worker.running import Running
 from preble_worker.sequence import Sequence, Stage, newest_of_lowest_priority
 from preble_worker.slots import Slots
+from preble_worker.totals import Totals
 from preble_worker.waiting import WaitingQueue
 
 RETRY_STEPS = 16
@@ -73,8 +75,11 @@ class LocalScheduler:
             self.tables, page_tokens=config.page_tokens, eos_token_ids=config.eos_token_ids
         )
         self._deadlines = Deadlines()
-        self._live: dict[str, Sequence] = {}
+        self._outbox = Outbox()
         self._slots = Slots(self.tables, self._cache)
+        self._host = HostTier(config, self._cache, self._slots) if config.tiers.host_pages else None
+        self._totals = Totals()
+        self._running = Running(self._decodes, self._prefills, self._host, self._totals)
         self._batches = BatchMaker(self.tables)
         # Each decode takes a token of the budget, so more requests than that could not all run.
         self._max_running = min(config.max_sequences, config.max_batch_tokens)
@@ -84,24 +89,17 @@ class LocalScheduler:
         self._stopping: list[Sequence] = []
         self._retry_at_step = 0
 
-        self._others: list[RequestOutput] = []
-        self._digest = (0, 0)
         self._num_added = 0
-        self._totals = Totals()
 
     @property
     def num_live(self) -> int:
         """Requests that have not ended."""
-        return len(self._waiting) + self._num_running
+        return len(self._waiting) + len(self._running)
 
     @property
     def has_work(self) -> bool:
         """Whether there is anything to schedule, or to `flush`."""
-        return self.num_live > 0 or bool(self._others) or not self._cache.log.is_empty
-
-    @property
-    def _num_running(self) -> int:
-        return len(self._prefills) + len(self._decodes)
+        return self.num_live > 0 or bool(self._outbox.others) or not self._cache.log.is_empty
 
     # What may happen at any moment.
 
@@ -111,7 +109,7 @@ class LocalScheduler:
         A later attempt replaces a live earlier one of the same id, which ends as CANCELLED; an
         attempt that is not later than a live one is a duplicate and is dropped.
         """
-        live = self._live.get(request.request_id)
+        live = self._outbox.live.get(request.request_id)
         if live is not None and live.end is None:
             if live.attempt >= request.attempt:
                 return
@@ -125,11 +123,11 @@ class LocalScheduler:
             eos_token_ids=self.config.eos_token_ids,
         )
         if error := sequence.why_never(self.config):
-            self._settle(sequence, FinishReason.REFUSED, error=error)
+            self._outbox.settle(sequence, FinishReason.REFUSED, error=error)
         elif sequence.num_output >= sequence.sampling.max_tokens:
-            self._settle(sequence, FinishReason.LENGTH)
+            self._outbox.settle(sequence, FinishReason.LENGTH)
         else:
-            self._live[sequence.request_id] = sequence
+            self._outbox.live[sequence.request_id] = sequence
             self._deadlines.add(sequence, num_live=self.num_live)
             self._waiting.add(sequence)
             self._retry_at_step = 0
@@ -139,13 +137,13 @@ class LocalScheduler:
 
         If it is in the batch under way, it ends when that is complete, without its token.
         """
-        sequence = self._live.get(request_id)
+        sequence = self._outbox.live.get(request_id)
         if sequence is not None:
             self._stop(sequence, FinishReason.CANCELLED, now)
 
     def flush(self) -> StepOutputs:
         """Outputs and cache events that arose outside of a step."""
-        return self._hand_out(NO_TOKENS)
+        return self._outbox.hand_out(self._cache, NO_TOKENS)
 
     # The step.
 
@@ -157,6 +155,7 @@ class LocalScheduler:
         assert self._under_way is None, "the previous batch is not complete"
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
+        self._running.end_loads(now=now)
         self._grow_decodes(now)
         budget = self.config.max_batch_tokens - len(self._decodes)
         for sequence in self._prefills.sequences:
@@ -164,13 +163,16 @@ class LocalScheduler:
                 budget -= self._prefills.take(sequence, budget)
         if self._may_start(budget):
             self._start_waiting(budget, now)
-        if not self._num_running:
+        self._running.hurry(budget, now=now)
+        if not len(self._running):
             return None
         self._scheduled_at = now
         self._under_way = self._batches.make(
             self._decodes, self._prefills.chunks, pages_changed=self._slots.pages_changed
         )
         self._slots.pages_changed = False
+        if self._host:
+            self._under_way = self._host.with_moves(self._under_way)
         return self._under_way
 
     def complete(self, batch: Batch, tokens: npt.NDArray[np.int64], *, now: float) -> StepOutputs:
@@ -184,7 +186,7 @@ class LocalScheduler:
         if self._prefills.chunks:
             self._complete_prefills(tokens[batch.num_decodes :].tolist(), now)
         self._stopping.clear()
-        return self._hand_out(decoded)
+        return self._outbox.hand_out(self._cache, decoded)
 
     def num_alike(self, batch: Batch) -> int:
         """How many steps in a row, `batch` the first, compute the same requests, if none comes or
@@ -192,7 +194,7 @@ class LocalScheduler:
         certain; 1 while any request has a deadline.
         """
         assert batch is self._under_way
-        if self._prefills.chunks or self._deadlines:
+        if self._prefills.chunks or self._deadlines or self._running.loading or batch.moves:
             return 1
         num_alike = self._decodes.steps_until_end(num_available=self._cache.num_available)
         if self._has_room(self.config.max_batch_tokens - len(self._decodes)):
@@ -216,18 +218,18 @@ class LocalScheduler:
         for sequence in [*self._decodes.sequences, *self._prefills.chunks]:
             sequence.chunk = 0
             self._take_out(sequence, now, share=False)
-            self._settle(sequence, sequence.end or FinishReason.ERROR, error=error)
+            self._outbox.settle(sequence, sequence.end or FinishReason.ERROR, error=error)
         self._prefills.chunks.clear()
-        return self._hand_out(NO_TOKENS)
+        if self._host:
+            self._forget_copies(now)
+        return self._outbox.hand_out(self._cache, NO_TOKENS)
 
     # What it says of itself.
 
     def load(self) -> LoadReport:
         """How busy the worker is; the tree's digest is that of the last events handed out."""
-        waiting, prefills, decodes = self._waiting, self._prefills, self._decodes
-        return load_report(
-            waiting, prefills, decodes, self._cache, self._totals, digest=self._digest
-        )
+        digest = self._outbox.digest
+        return load_report(self._waiting, self._running, self._cache, self._totals, digest=digest)
 
     def snapshot(self) -> CacheSnapshot:
         """All paths in the cache. Call `flush` first if there may be events not handed out."""
@@ -239,26 +241,37 @@ class LocalScheduler:
         """See to it that every decode has a page for its next token, by preemption if need be."""
         short = self._decodes.short_of_pages()
         while len(short) > self._cache.num_available:
-            running = chain(self._decodes.sequences, self._prefills.sequences)
-            self._preempt(newest_of_lowest_priority(running), now)
+            self._preempt(newest_of_lowest_priority(iter(self._running)), now)
             short = self._decodes.short_of_pages()
         if len(short):
             self._decodes.give_pages(short, self._cache.allocate(len(short)))
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
-        self._take_out(sequence, now, share=True)
+        self._running.leave(sequence, now=now)
+        if self._host:
+            self._host.save(sequence, now=now)
+        self._slots.release(sequence, share=True, now=now)
         sequence.requeue()
         self._waiting.add(sequence)
         self._totals.preemptions += 1
 
+    def _forget_copies(self, now: float) -> None:
+        """The engine failed: nothing that it may have copied counts."""
+        assert self._host is not None
+        for sequence in self._running.loading:
+            self._take_out(sequence, now, share=False)
+            sequence.requeue()
+            self._waiting.add(sequence)
+        self._host.forget()
+
     def _has_room(self, budget: int) -> bool:
         """Whether somebody waits, and only pages could be lacking."""
-        return budget > 0 and len(self._waiting) > 0 and self._num_running < self._max_running
+        return budget > 0 and len(self._waiting) > 0 and len(self._running) < self._max_running
 
     def _may_start(self, budget: int) -> bool:
         """Whether looking at the queue can come to anything."""
         return self._has_room(budget) and (
-            self._num_running == 0
+            len(self._running) == 0
             or self._cache.num_available >= self._slots.wanted_pages
             or self._batches.step >= self._retry_at_step
         )
@@ -266,7 +279,7 @@ class LocalScheduler:
     def _start_waiting(self, budget: int, now: float) -> None:
         """Start requests in their turn, until one does not fit; nobody overtakes that one."""
         for sequence in self._waiting.in_turn(now=now):
-            if not budget or self._num_running >= self._max_running:
+            if not budget or len(self._running) >= self._max_running:
                 return
             self._waiting.refresh(sequence)
             if self._prefills.should_follow(sequence, step=self._batches.step):
@@ -274,17 +287,16 @@ class LocalScheduler:
             if not self._start(sequence, now):
                 self._retry_at_step = self._batches.step + RETRY_STEPS
                 return
-            budget -= self._prefills.take(sequence, budget)
+            if sequence.stage is Stage.PREFILL:
+                budget -= self._prefills.take(sequence, budget)
 
     def _start(self, sequence: Sequence, now: float) -> bool:
         """Let `sequence` run; False if there are too few pages."""
         # A page for the growth of each that runs, lest it is preempted in the next step.
-        if not self._slots.occupy(sequence, spare=self._num_running, now=now):
+        if not self._slots.occupy(sequence, spare=len(self._running), now=now):
             return False
         self._waiting.start(sequence, now=now)
-        sequence.stage = Stage.PREFILL
-        self._totals.count_start(sequence)
-        self._prefills.add(sequence)
+        self._running.enter(sequence, now=now)
         return True
 
     def _complete_decodes(self, tokens: npt.NDArray[np.int64], now: float) -> TokenColumns:
@@ -299,7 +311,7 @@ class LocalScheduler:
         self._decodes.remove(leaving)
         for row, sequence in zip(ended, leaving, strict=True):
             self._slots.release(sequence, share=True, now=now)
-            self._settle_last(sequence, int(tokens[row]), int(columns.positions[row]))
+            self._outbox.settle_last(sequence, int(tokens[row]), int(columns.positions[row]))
         return columns.without(ended)
 
     def _complete_prefills(self, tokens: list[int], now: float) -> None:
@@ -309,7 +321,7 @@ class LocalScheduler:
             token = next(drawn) if sequence.num_missing == 0 else None
             if sequence.end is not None:
                 self._take_out(sequence, now, share=True)
-                self._settle(sequence, sequence.end)
+                self._outbox.settle(sequence, sequence.end)
                 continue
             self._slots.share(sequence, now=now)
             if token is None:
@@ -325,9 +337,9 @@ class LocalScheduler:
         sequence.has_output = True
         if sequence.reason_to_end(token, position + 1) is not None:
             self._slots.release(sequence, share=True, now=now)
-            self._settle_last(sequence, token, position)
+            self._outbox.settle_last(sequence, token, position)
             return
-        self._others.append(sequence.output(token.to_bytes(TOKEN_BYTES, "little")))
+        self._outbox.others.append(sequence.output(token.to_bytes(TOKEN_BYTES, "little")))
         self._decodes.add(sequence, token)
 
     # Ends.
@@ -341,7 +353,7 @@ class LocalScheduler:
             self._stopping.append(sequence)
             return
         self._take_out(sequence, now, share=True)
-        self._settle(sequence, reason)
+        self._outbox.settle(sequence, reason)
 
     def _take_out(self, sequence: Sequence, now: float, *, share: bool) -> None:
         """Remove a request from wherever it is, and its pages with it."""
@@ -349,47 +361,16 @@ class LocalScheduler:
             self._waiting.remove(sequence)
             self._retry_at_step = 0
             return
-        if sequence.stage is Stage.PREFILL:
-            self._prefills.remove(sequence)
-        else:
-            self._decodes.remove([sequence])
+        self._running.leave(sequence, now=now)
         self._slots.release(sequence, share=share, now=now)
-
-    def _settle_last(self, sequence: Sequence, token: int, position: int) -> None:
-        """The request ends with the step that drew `token`, which is dropped if it was stopped."""
-        sequence.num_output = position
-        if sequence.end is not None:
-            self._settle(sequence, sequence.end)
-            return
-        reason = sequence.reason_to_end(token, position + 1)
-        assert reason is not None
-        self._settle(sequence, reason, tokens=token.to_bytes(TOKEN_BYTES, "little"))
-
-    def _settle(
-        self, sequence: Sequence, reason: FinishReason, *, tokens: bytes = b"", error: str = ""
-    ) -> None:
-        """The one place where requests end."""
-        if self._live.get(sequence.request_id) is sequence:
-            del self._live[sequence.request_id]
-        self._others.append(sequence.output(tokens, reason, error))
-        sequence.finish()
-
-    def _hand_out(self, decoded: TokenColumns) -> StepOutputs:
-        others, self._others = self._others, []
-        cache = self._cache.drain()
-        self._digest = self._cache.num_tree, self._cache.key_sum
-        return StepOutputs(others, cache, decoded)
 
     def check(self) -> None:
         """Assert every invariant; cost grows with the cache, for tests."""
-        running = [*self._decodes.sequences, *self._prefills.sequences]
+        running = list(self._running)
         waiting = list(self._waiting)
-        self._decodes.check()
-        self._prefills.check()
+        self._running.check()
         self._waiting.check()
         self._slots.check(running)
-        live = [s for s in [*running, *waiting] if s.end is None]
-        assert {s.request_id: s for s in live}.items() <= self._live.items()
-        assert all(s.end is not None for s in self._live.values() if s not in live)
+        self._outbox.check([*running, *waiting])
         assert len(running) <= self._max_running
         assert self._under_way is not None or not (self._stopping or self._prefills.chunks)

@@ -11,11 +11,16 @@ from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
 from preble_worker.page_cache import NOT_LOOKED_UP
 
+ALL_PAGES = 1 << 62
+"""More than any request has."""
+
 
 class Stage(Enum):
-    """Where a request is in its life. Preemption leads back from the middle two to WAITING."""
+    """Where a request is in its life. Preemption leads back from the middle ones to WAITING."""
 
     WAITING = auto()
+    LOADING = auto()
+    """It has a slot, and its pages are on their way from the host."""
     PREFILL = auto()
     DECODE = auto()
     ENDED = auto()
@@ -41,6 +46,9 @@ class Sequence:
         node: the pinned end of its shared path, None while it waits.
         num_held: pages of that path, the first ones of its table row.
         num_pages: entries of its table row, shared and private.
+        num_exact: pages that may be shared once computed; what rests on quantized or hidden-form
+            pages may not.
+        is_hidden: what it computes is kept in the hidden form.
         num_computed: tokens with KV; exact while it is not decoding.
         has_output: whether a token of this attempt was handed out.
         chunk: prefill tokens of it in the batch under way.
@@ -61,9 +69,11 @@ class Sequence:
         "following",
         "generated",
         "has_output",
+        "is_hidden",
         "namespace_page",
         "node",
         "num_computed",
+        "num_exact",
         "num_held",
         "num_output",
         "num_pages",
@@ -124,6 +134,8 @@ class Sequence:
         self.node: CacheNode | None = None
         self.num_held = 0
         self.num_pages = 0
+        self.num_exact = ALL_PAGES
+        self.is_hidden = False
         self.num_computed = 0
         self.chunk = 0
         self.computing: tuple[CacheNode, bytes] | None = None
@@ -215,6 +227,8 @@ class Sequence:
         self.cached_tokens = 0
         self.node = None
         self.num_held = self.num_pages = self.num_computed = 0
+        self.num_exact = ALL_PAGES
+        self.is_hidden = False
         self.following = None
 
     def finish(self) -> None:

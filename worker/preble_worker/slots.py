@@ -59,7 +59,7 @@ class Slots:
 
     def share(self, sequence: Sequence, *, now: float) -> None:
         """Put the full pages that were computed since the last time into the tree."""
-        num_full = sequence.num_computed // self._cache.page_tokens
+        num_full = min(sequence.num_computed // self._cache.page_tokens, sequence.num_exact)
         if num_full <= sequence.num_held or not self._cache.sharing:
             return
         assert sequence.node is not None

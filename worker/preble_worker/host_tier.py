@@ -1,0 +1,200 @@
+"""What leaves the device for the host, what comes back, and when that is worth it.
+
+    running ──preempt──▶ waiting, its pages in the device's tree (may be evicted) and on the host
+       ▲                    │ start: pages of its own
+       └──all copied── LOADING   some pages with each step, as many as cross while it computes
+
+A request that comes back finds what the device's tree still has of it, then what the host has, and
+computes the rest; so it is a prefill like any other, and nothing depends on where its past was.
+
+Copying is weighed against computing with the cost model, on the way out and again on the way in.
+"""
+
+from dataclasses import dataclass, replace
+
+from preble_worker.batch import Batch, Direction, Move, predicted_seconds
+from preble_worker.config import SchedulerConfig
+from preble_worker.eviction import CacheNode
+from preble_worker.host_pages import HostPages, make_move
+from preble_worker.page_cache import PageArray, PageCache
+from preble_worker.sequence import Sequence
+from preble_worker.slots import Slots
+
+MIN_STEP_PAGES = 8
+"""Pages that may cross with a step, however short it is."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SwapTotals:
+    """Counts since the process began.
+
+    Attributes:
+        swaps, recomputes: preempted requests whose pages were copied to the host, or not because
+            computing them again is cheaper.
+        offloaded_pages, uploaded_pages: that crossed, in the form in which they did.
+    """
+
+    swaps: int = 0
+    recomputes: int = 0
+    offloaded_pages: int = 0
+    uploaded_pages: int = 0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Load:
+    """A request that waits for its pages: `host_pages[i]` goes to `device_pages[i]`.
+
+    `node` holds its path on the host, `num_moved` of the pages were in a batch already.
+    """
+
+    sequence: Sequence
+    node: CacheNode
+    host_pages: PageArray
+    device_pages: PageArray
+    num_moved: int = 0
+
+
+class HostTier:
+    """Copies between the device's pages and the host's."""
+
+    def __init__(self, config: SchedulerConfig, cache: PageCache, slots: Slots) -> None:
+        self.totals = SwapTotals()
+        self._config = config.tiers
+        self._page_tokens = config.page_tokens
+        self._cache = cache
+        self._slots = slots
+        self._host = HostPages(config.tiers, config.page_tokens)
+        self._loads: list[_Load] = []
+        self._moves: list[Move] = []
+
+    @property
+    def loading(self) -> list[Sequence]:
+        """Requests whose pages are on their way in, oldest start first."""
+        return [load.sequence for load in self._loads]
+
+    def save(self, sequence: Sequence, *, now: float) -> None:
+        """`sequence` is about to lose its slot: keep its full pages if that is worth it."""
+        num_full = sequence.num_computed // self._page_tokens
+        if not num_full or sequence.is_hidden:
+            return
+        if not self._is_worth_saving(sequence, num_full):
+            self.totals.recomputes += 1
+            return
+        self.totals.swaps += 1
+        pages = self._slots.tables.pages[sequence.slot, :num_full]
+        move = self._host.offload(sequence, pages, now=now)
+        if move is not None:
+            self.totals.offloaded_pages += len(move.host_pages)
+            self._moves.append(move)
+
+    def _is_worth_saving(self, sequence: Sequence, num_full: int) -> bool:
+        """Whether to copy out and in takes less than to compute what the tree may not give back."""
+        assert sequence.node is not None
+        num_safe = self._cache.num_used_by_others(sequence.node)
+        num_lost = num_full - num_safe
+        num_dirty = num_full - self._host.num_held_of(sequence, num_full)
+        copying = (num_dirty + num_lost) * self._config.copy_seconds
+        return copying < self._compute_seconds(num_lost, num_safe)
+
+    def _compute_seconds(self, num_pages: int, num_before: int) -> float:
+        if self._config.cost is None:
+            return float("inf")
+        new, cached = num_pages * self._page_tokens, num_before * self._page_tokens
+        return self._config.cost.prefill_seconds(float(new), float(cached))
+
+    def begin_load(self, sequence: Sequence, *, now: float) -> bool:
+        """Bring in what the host has of `sequence`, which has a slot; False if that is nothing, or
+        would take longer than to compute it.
+        """
+        first = sequence.num_held
+        num_reusable = (sequence.num_tokens - 1) // self._page_tokens
+        end = self._host.num_held_of(sequence, num_reusable)
+        if end <= first or sequence.is_hidden:
+            return False
+        copying = (end - first) * self._config.copy_seconds
+        if copying >= self._compute_seconds(end - first, first):
+            return False
+        node, host_pages = self._host.pin(sequence, end, now=now)
+        device_pages = self._slots.tables.pages[sequence.slot, first:end].copy()
+        self._loads.append(
+            _Load(
+                sequence=sequence,
+                node=node,
+                host_pages=host_pages[first:],
+                device_pages=device_pages,
+            )
+        )
+        return True
+
+    def end_loads(self, *, now: float) -> list[Sequence]:
+        """Requests whose pages are all there, in the batches until now."""
+        there = [load for load in self._loads if load.num_moved == len(load.host_pages)]
+        for load in there:
+            self._end(load, now)
+        return [load.sequence for load in there]
+
+    def rush(self, *, now: float) -> Sequence | None:
+        """The first of the loading requests, whose other pages come in before the next step."""
+        if not self._loads:
+            return None
+        load = self._loads[0]
+        self._moves.append(self._upload(load, len(load.host_pages), before_step=True))
+        self._end(load, now)
+        return load.sequence
+
+    def abandon(self, sequence: Sequence, *, now: float) -> None:
+        """`sequence`, that was loading, is not to run."""
+        load = next(load for load in self._loads if load.sequence is sequence)
+        self._loads.remove(load)
+        self._host.unpin(load.node, now=now)
+
+    def forget(self) -> None:
+        """The engine failed: nobody knows what it copied."""
+        assert not self._loads
+        self._moves.clear()
+        self._host = HostPages(self._config, self._page_tokens)
+
+    def with_moves(self, batch: Batch) -> Batch:
+        """`batch` with the copies that go with it."""
+        moves, self._moves = self._moves, []
+        budget = self._pages_beside(batch) if self._loads else 0
+        for load in self._loads:
+            if not budget:
+                break
+            num_pages = min(budget, len(load.host_pages) - load.num_moved)
+            moves.append(self._upload(load, num_pages, before_step=False))
+            budget -= num_pages
+        return replace(batch, moves=tuple(moves)) if moves else batch
+
+    def _pages_beside(self, batch: Batch) -> int:
+        """How many pages cross while `batch` is computed."""
+        config = self._config
+        if config.cost is None or not config.copy_seconds:
+            return self._slots.tables.pages.size
+        num_pages = predicted_seconds(config.cost, batch) / config.copy_seconds
+        return max(MIN_STEP_PAGES, int(num_pages))
+
+    def _upload(self, load: _Load, num_pages: int, *, before_step: bool) -> Move:
+        begin, end = load.num_moved, min(load.num_moved + num_pages, len(load.host_pages))
+        load.num_moved = end
+        self.totals.uploaded_pages += end - begin
+        return make_move(
+            Direction.UPLOAD,
+            load.device_pages[begin:end],
+            load.host_pages[begin:end],
+            int8=self._host.int8,
+            before_step=before_step,
+        )
+
+    def _end(self, load: _Load, now: float) -> None:
+        sequence = load.sequence
+        self._loads.remove(load)
+        self._host.unpin(load.node, now=now)
+        if self._host.int8:
+            sequence.num_exact = sequence.num_held
+        sequence.num_computed += len(load.host_pages) * self._page_tokens
+        self._slots.share(sequence, now=now)
+
+    def check(self) -> None:
+        assert all(load.num_moved <= len(load.host_pages) for load in self._loads)
+        self._host.check(pinned=[load.node for load in self._loads])

@@ -1,0 +1,22 @@
+"""What a worker has done since its process began."""
+
+from dataclasses import dataclass
+
+from preble_worker.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the process began, as `LoadReport` explains them."""
+
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    busy_seconds: float = 0.0
+
+    def count_start(self, sequence: Sequence) -> None:
+        """Only a request's first start counts; after a preemption it hits its own pages."""
+        if sequence.served_from_cache is None:
+            sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
+            self.prompt_tokens += sequence.num_prompt_tokens
+            self.cached_tokens += sequence.served_from_cache
