@@ -44,6 +44,7 @@ PURE = [
     "worker/preble_worker/simulated_tokens.py",
     "worker/preble_worker/policies",
     "loadgen/preble_loadgen/fit.py",
+    "loadgen/preble_loadgen/steady.py",
     "loadgen/preble_loadgen/profile_plan.py",
     "loadgen/preble_loadgen/oracle.py",
     "loadgen/preble_loadgen/report.py",

@@ -2,7 +2,8 @@
 
 Both forms of `preble.cost.CostModel` are fitted by least squares with coefficients that are never
 negative. What is minimised is the relative error, since a step of 2 ms matters as much as one of
-200 ms. Steps that the fit has not seen decide between the forms, and whether either is any good.
+200 ms, and at last its fourth power, since the worst step judges a fit. Steps that the fit has not
+seen decide between the forms, and whether either is any good.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ WORST_ERROR_MAX = 0.15
 """Of a fit that may be used: relative, over the steps held out."""
 
 HELD_OUT_EVERY = 4
+EVEN_ROUNDS = 30
+EXACT_ERROR = 1e-6
 ROUNDS_MAX = 20
 """Of guessing which side of the roof steps are on; it settles in a few."""
 
@@ -30,7 +33,8 @@ class MeasuredStep:
 
     Attributes:
         kind: for people, such as "decode".
-        prefill_tokens, attention, decodes, context_tokens: P, A, D and K of the cost model.
+        prefill_tokens, attention, decodes, context_tokens, products: P, A, D, K and N of the cost
+            model.
     """
 
     kind: str
@@ -39,6 +43,7 @@ class MeasuredStep:
     decodes: float
     context_tokens: float
     seconds: float
+    products: float = 0.0
 
     def predicted(self, cost: CostModel) -> float:
         """Seconds according to `cost`."""
@@ -47,6 +52,7 @@ class MeasuredStep:
             attention=self.attention,
             decodes=self.decodes,
             context_tokens=self.context_tokens,
+            products=self.products,
         )
 
     def error(self, cost: CostModel) -> float:
@@ -95,7 +101,7 @@ def fit_both(steps: Sequence[MeasuredStep], *, name: str, source: str) -> tuple[
 
     Every fourth step is held out.
     """
-    assert len(steps) >= 2 * HELD_OUT_EVERY, "too few steps to fit five coefficients"
+    assert len(steps) >= 2 * HELD_OUT_EVERY, "too few steps to fit six coefficients"
     held_out = tuple(steps[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
     seen = tuple(s for i, s in enumerate(steps) if i % HELD_OUT_EVERY != HELD_OUT_EVERY // 2)
     fits = [
@@ -108,21 +114,29 @@ def fit_both(steps: Sequence[MeasuredStep], *, name: str, source: str) -> tuple[
 
 
 def fit_linear(steps: Sequence[MeasuredStep]) -> CostModel:
-    """t = fixed + c1·P + c2·A + c3·D + c4·K."""
-    compute, traffic = _terms(steps)
-    fixed = np.ones((len(steps), 1))
-    c = _fit_relative(np.hstack([fixed, compute, traffic[:, 1:]]), steps)
-    return _model(fixed=c[0], compute=c[1:4], traffic=(0.0, c[4]), roofline=False)
+    """t = fixed + c6·N + c1·P + c2·A + c3·D + c4·K."""
+    begun, compute, traffic = _terms(steps)
+    c = _fit_evenly(np.hstack([begun, compute, traffic[:, 1:]]), steps)
+    return _model(begun=c[:2], compute=c[2:5], traffic=(0.0, c[5]), roofline=False)
 
 
 def fit_roofline(steps: Sequence[MeasuredStep]) -> CostModel:
-    """t = fixed + max(c1·P + c2·A + c3·D, weights + c4·K).
+    """t = fixed + c6·N + max(c1·P + c2·A + c3·D, weights + c4·K).
 
     Which side of the roof each step is on is guessed, fitted and corrected until nothing changes,
     from several first guesses; the best end counts.
     """
     candidates = [_fit_sides(steps, guess) for guess in _first_guesses(steps)]
-    return min(candidates, key=lambda cost: _squared_error(cost, steps))
+    best = min(candidates, key=lambda cost: _squared_error(cost, steps))
+    begun, compute, traffic = _terms(steps)
+    by_memory = traffic @ (best.weight_read, best.per_context_token) > compute @ (
+        best.per_prefill_token,
+        best.per_attention,
+        best.per_decode,
+    )
+    c = _fit_evenly(_sides(begun, compute, traffic, by_memory), steps)
+    even = _model(begun=c[:2], compute=c[2:5], traffic=(c[5], c[6]), roofline=True)
+    return min(best, even, key=lambda cost: _worst_error(cost, steps))
 
 
 def non_negative_least_squares(matrix: Floats, target: Floats) -> Floats:
@@ -168,16 +182,35 @@ def _judge(
     )
 
 
-def _terms(steps: Sequence[MeasuredStep]) -> tuple[Floats, Floats]:
-    """Columns (P, A, D) and (1, K)."""
+def _terms(steps: Sequence[MeasuredStep]) -> tuple[Floats, Floats, Floats]:
+    """Columns (1, N), (P, A, D) and (1, K)."""
+    begun = np.array([(1.0, s.products) for s in steps])
     compute = np.array([(s.prefill_tokens, s.attention, s.decodes) for s in steps])
     traffic = np.array([(1.0, s.context_tokens) for s in steps])
-    return compute, traffic
+    return begun, compute, traffic
 
 
 def _fit_relative(matrix: Floats, steps: Sequence[MeasuredStep]) -> Floats:
     seconds = np.array([step.seconds for step in steps])
     return non_negative_least_squares(matrix / seconds[:, None], np.ones(len(steps)))
+
+
+def _fit_evenly(matrix: Floats, steps: Sequence[MeasuredStep]) -> Floats:
+    """Least fourth powers of the relative errors: least squares whose weights are the errors.
+
+    Newton's method on the fourth power takes a third of the way to each weighted solution.
+    """
+    seconds = np.array([step.seconds for step in steps])
+    relative = matrix / seconds[:, None]
+    found = non_negative_least_squares(relative, np.ones(len(steps)))
+    for _ in range(EVEN_ROUNDS):
+        errors = np.abs(relative @ found - 1.0)
+        if not errors.max() > EXACT_ERROR:
+            break
+        weights = np.maximum(errors / errors.max(), EXACT_ERROR)
+        weighted = non_negative_least_squares(relative * weights[:, None], weights)
+        found = found + (weighted - found) / 3.0
+    return found
 
 
 def _first_guesses(steps: Sequence[MeasuredStep]) -> list[npt.NDArray[np.bool_]]:
@@ -189,36 +222,46 @@ def _first_guesses(steps: Sequence[MeasuredStep]) -> list[npt.NDArray[np.bool_]]
 
 
 def _fit_sides(steps: Sequence[MeasuredStep], by_memory: npt.NDArray[np.bool_]) -> CostModel:
-    compute, traffic = _terms(steps)
-    fixed = np.ones((len(steps), 1))
+    begun, compute, traffic = _terms(steps)
     best: CostModel | None = None
     for _ in range(ROUNDS_MAX):
-        sides = (compute * ~by_memory[:, None], traffic * by_memory[:, None])
-        c = _fit_relative(np.hstack([fixed, *sides]), steps)
-        cost = _model(fixed=c[0], compute=c[1:4], traffic=(c[4], c[5]), roofline=True)
+        c = _fit_relative(_sides(begun, compute, traffic, by_memory), steps)
+        cost = _model(begun=c[:2], compute=c[2:5], traffic=(c[5], c[6]), roofline=True)
         if best is None or _squared_error(cost, steps) < _squared_error(best, steps):
             best = cost
-        seen, by_memory = by_memory, traffic @ c[4:] > compute @ c[1:4]
+        seen, by_memory = by_memory, traffic @ c[5:] > compute @ c[2:5]
         if (seen == by_memory).all():
             break
     assert best is not None
     return best
 
 
+def _sides(
+    begun: Floats, compute: Floats, traffic: Floats, by_memory: npt.NDArray[np.bool_]
+) -> Floats:
+    """Each step's columns on the other side of the roof are zero."""
+    return np.hstack([begun, compute * ~by_memory[:, None], traffic * by_memory[:, None]])
+
+
 def _model(
-    *, fixed: float, compute: Sequence[float] | Floats, traffic: tuple[float, float], roofline: bool
+    *, begun: Floats, compute: Floats, traffic: tuple[float, float], roofline: bool
 ) -> CostModel:
     per_prefill_token, per_attention, per_decode = map(float, compute)
     return CostModel(
         name="",
-        fixed=float(fixed),
+        fixed=float(begun[0]),
         per_prefill_token=per_prefill_token,
         per_attention=per_attention,
         per_decode=per_decode,
         per_context_token=float(traffic[1]),
         weight_read=float(traffic[0]),
+        per_product=float(begun[1]),
         roofline=roofline,
     )
+
+
+def _worst_error(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:
+    return max(abs(step.error(cost)) for step in steps)
 
 
 def _squared_error(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:

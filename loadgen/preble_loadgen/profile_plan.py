@@ -53,6 +53,9 @@ def _prefills(config: SchedulerConfig) -> Iterator[StepShape]:
     for num, cached in product(PROMPTS, (0, 512)):
         for new in (32, config.max_batch_tokens // num):
             yield StepShape(prefills=((new, _whole_pages(cached, config)),) * num)
+        mean = min(32, config.max_batch_tokens // (2 * num))
+        prompts = tuple((new, _whole_pages(cached, config)) for new in _spread(num, mean))
+        yield StepShape(prefills=prompts)
 
 
 def _decodes(config: SchedulerConfig) -> Iterator[StepShape]:
@@ -68,7 +71,7 @@ def _mixtures(config: SchedulerConfig) -> Iterator[StepShape]:
 
 
 def _spread(num: int, mean: int) -> tuple[int, ...]:
-    """Contexts from half to one and a half times the mean: requests are never all of one length."""
+    """Lengths from half to one and a half times the mean: requests are never all of one length."""
     if num == 1:
         return (mean,)
     return tuple(mean // 2 + mean * i // (num - 1) for i in range(num))

@@ -12,6 +12,7 @@ UNITS = {
     "per_attention": "s per pair of a prompt token and an earlier one",
     "per_decode": "s per decode",
     "per_context_token": "s per context token of the decodes",
+    "per_product": "s per attention product beyond the step's first",
 }
 
 

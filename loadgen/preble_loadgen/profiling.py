@@ -4,10 +4,11 @@ import datetime
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, thread_time
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -15,6 +16,7 @@ from preble.errors import ConfigError, PrebleError
 from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both
 from preble_loadgen.profile_plan import StepShape, plan_steps
 from preble_loadgen.profile_text import compare, describe
+from preble_loadgen.steady import steady_seconds
 from preble_loadgen.step_bench import StepBench
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import load_engine
@@ -22,7 +24,7 @@ from preble_worker.engines import load_engine
 NUM_WARM = 2
 NUM_TIMED = 5
 STEPS_MIN = 16
-"""Fewer kinds of steps say too little about five coefficients."""
+"""Fewer kinds of steps say too little about six coefficients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +76,18 @@ def run_profile(options: ProfileOptions) -> int:
 
 
 def measure(bench: StepBench, shapes: Sequence[StepShape], *, rounds: int) -> list[MeasuredStep]:
-    """Each shape once per round; of its rounds the fastest counts.
-
-    Within a round the median stands for a step. Whatever else runs on the machine can only slow a
-    round down.
-    """
-    fastest: dict[StepShape, MeasuredStep] = {}
+    """Each shape once per round; within a round the median of a few steps counts."""
+    visits: list[list[MeasuredStep]] = []
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring steps", total=rounds * len(shapes))
         for _ in range(rounds):
+            visits.append([])
             for shape in shapes:
-                step = bench.measure(shape, num_warm=NUM_WARM, num_timed=NUM_TIMED)
-                best = fastest.get(shape, step)
-                fastest[shape] = min(best, step, key=lambda s: s.seconds)
+                visits[-1].append(bench.measure(shape, num_warm=NUM_WARM, num_timed=NUM_TIMED))
                 progress.advance(task)
-    return [fastest[shape] for shape in shapes]
+    seconds = steady_seconds(np.array([[step.seconds for step in visit] for visit in visits]))
+    return [replace(step, seconds=s) for step, s in zip(visits[0], seconds.tolist(), strict=True)]
 
 
 def write(fit: Fit, options: ProfileOptions) -> None:
@@ -135,7 +133,7 @@ def _source(options: ProfileOptions, num_steps: int) -> str:
     threads = f", {options.worker.threads} threads" if options.worker.threads else ""
     return (
         f"measured {today} on {_machine(options.worker)}{threads}; {num_steps} kinds of steps, "
-        f"{clock}, fastest of {options.rounds} rounds of medians"
+        f"{clock}, {options.rounds} rounds at their usual pace"
     )
 
 

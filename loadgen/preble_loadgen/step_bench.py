@@ -1,4 +1,4 @@
-"""Times single steps of an engine, each made by the production scheduler.
+"""Times single steps as a worker takes them: schedule, run, complete.
 
 Only the steps that are timed are computed. Those that lead up to them are scheduled and completed
 with made-up tokens: the scheduler then believes that the keys are there, and how long a step takes
@@ -15,7 +15,7 @@ from preble.page_keys import pack_tokens
 from preble.types import SamplingParams, WorkerRequest
 from preble_loadgen.fit import MeasuredStep
 from preble_loadgen.profile_plan import StepShape
-from preble_worker.batch import Batch
+from preble_worker.batch import Batch, num_extra_products
 from preble_worker.loaded import LoadedEngine
 from preble_worker.scheduler import LocalScheduler
 
@@ -54,12 +54,12 @@ class StepBench:
         return _typical(steps[num_warm:])
 
     def _time(self, scheduler: LocalScheduler, shape: StepShape) -> MeasuredStep:
-        batch = scheduler.schedule(now=0.0)
-        assert batch is not None and _is_of(batch, shape), "the step is another than planned"
         begun_at = self._clock()
-        tokens = self._engine.run(batch)
+        batch = scheduler.schedule(now=0.0)
+        assert batch is not None
+        scheduler.complete(batch, self._engine.run(batch), now=0.0)
         seconds = self._clock() - begun_at
-        scheduler.complete(batch, tokens, now=0.0)
+        assert _is_of(batch, shape), "the step is another than planned"
         return MeasuredStep(
             kind=shape.kind,
             prefill_tokens=len(batch.prefill_tokens),
@@ -67,6 +67,7 @@ class StepBench:
             decodes=batch.num_decodes,
             context_tokens=batch.context_tokens,
             seconds=seconds,
+            products=num_extra_products(batch),
         )
 
     def _pretend(self, scheduler: LocalScheduler) -> None:
@@ -112,9 +113,10 @@ def _is_of(batch: Batch, shape: StepShape) -> bool:
 
 
 def _typical(steps: Sequence[MeasuredStep]) -> MeasuredStep:
-    """Decodes grow by a token per step, so K is that of the mean step."""
+    """Decodes grow by a token per step, so K and N are those of the mean step."""
     return replace(
         steps[0],
+        products=statistics.fmean(step.products for step in steps),
         context_tokens=statistics.fmean(step.context_tokens for step in steps),
         seconds=statistics.median(step.seconds for step in steps),
     )

@@ -26,6 +26,7 @@ LINEAR = CostModel(
     per_attention=5e-8,
     per_decode=1e-4,
     per_context_token=6e-7,
+    per_product=4e-4,
 )
 ROOFLINE = CostModel(
     name="truth",
@@ -37,7 +38,7 @@ ROOFLINE = CostModel(
     weight_read=6e-3,
     roofline=True,
 )
-TERMS = ("per_prefill_token", "per_attention", "per_decode", "per_context_token")
+TERMS = ("per_prefill_token", "per_attention", "per_decode", "per_context_token", "per_product")
 
 
 def steps_of(truth: CostModel, *, noise: float = 0.0, seed: int = 0) -> list[MeasuredStep]:
@@ -54,6 +55,7 @@ def steps_of(truth: CostModel, *, noise: float = 0.0, seed: int = 0) -> list[Mea
             decodes=decodes,
             context_tokens=decodes * rng.randrange(32, 4096),
             seconds=1.0,
+            products=rng.randrange(4),
         )
         factor = 1.0 + rng.uniform(-noise, noise)
         steps.append(replace(step, seconds=step.predicted(truth) * factor))
@@ -127,6 +129,31 @@ def test_the_form_that_is_true_wins_and_forgives_noise(truth: CostModel, form: s
     assert (better.cost.name, better.cost.source) == ("mine", "measured here")
     for step in steps_of(truth, seed=1):
         assert abs(step.error(better.cost)) < 0.08
+
+
+def test_an_engine_without_extra_products_is_given_none() -> None:
+    truth = replace(LINEAR, per_product=0.0)
+    better, _ = fit_both(steps_of(truth), name="", source="")
+    assert better.cost.per_product == pytest.approx(0.0, abs=1e-9)
+    assert better.form == "linear"
+    assert_same(better.cost, truth, rel=1e-6)
+
+
+def test_the_worst_step_counts_more_than_by_least_squares() -> None:
+    """One step in forty is slow: a fit by squares would give it up, ours comes to meet it."""
+    steps = steps_of(LINEAR, noise=0.02, seed=3)
+    slow = max(range(len(steps)), key=lambda i: steps[i].context_tokens)
+    steps[slow] = replace(steps[slow], seconds=1.4 * steps[slow].seconds)
+    columns = np.array(
+        [
+            (1.0, s.products, s.prefill_tokens, s.attention, s.decodes, s.context_tokens)
+            for s in steps
+        ]
+    )
+    relative = columns / np.array([[s.seconds] for s in steps])
+    by_squares = relative @ non_negative_least_squares(relative, np.ones(len(steps))) - 1.0
+    ours = max(abs(step.error(fit_linear(steps))) for step in steps)
+    assert ours < np.abs(by_squares).max() - 0.01
 
 
 def test_noise_that_no_coefficients_explain_makes_a_fit_unusable() -> None:
