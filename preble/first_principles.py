@@ -14,7 +14,7 @@ counts the output head for each prompt token, though engines compute it for the 
 9 % too much for the models below, 35 % for the smallest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preble.cost import CostModel
 
@@ -31,7 +31,11 @@ ALL_REDUCE_SECONDS = 10e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
-    """Sizes of a decoder of the Llama family without biases, from its config.json."""
+    """Sizes of a decoder without its biases, from its config.json.
+
+    Attributes:
+        gated: the feed-forward block has three matrices, as in the Llama family, not two.
+    """
 
     name: str
     layers: int
@@ -42,12 +46,13 @@ class DecoderShape:
     intermediate: int
     vocab_size: int
     tied_embeddings: bool = False
+    gated: bool = True
 
     @property
     def multiplied_parameters(self) -> int:
         """Weights that a token is multiplied with, norms left out."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        feed_forward = 3 * self.hidden * self.intermediate
+        feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.layers * (attention + feed_forward) + self.hidden * self.vocab_size
 
     @property
@@ -59,18 +64,31 @@ class DecoderShape:
     @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES_PER_NUMBER
+        return self.layers * self.kv_numbers * BYTES_PER_NUMBER
+
+    @property
+    def kv_numbers(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+    @property
+    def hidden_saves_memory(self) -> bool:
+        """Whether the input of the QKV projection is smaller than the keys and values."""
+        return self.hidden < self.kv_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What the data sheet says, per GPU. `memory_bytes` is what the driver reports as total."""
+    """What the data sheet says, per GPU. `memory_bytes` is what the driver reports as total.
+    `host_bytes_per_second` is sustained one way between pinned memory and device, PCIe 4 x16.
+    """
 
     name: str
     flops_per_second: float
     bytes_per_second: float
     memory_bytes: int
     gpus: int = 1
+    host_bytes_per_second: float = 25e9
 
 
 LLAMA_3_8B = DecoderShape(
@@ -124,6 +142,30 @@ QWEN3_0_6B = DecoderShape(
     vocab_size=151_936,
     tied_embeddings=True,
 )
+OPT_13B = DecoderShape(
+    name="OPT-13B",
+    layers=40,
+    hidden=5120,
+    heads=40,
+    kv_heads=40,
+    head_dim=128,
+    intermediate=20_480,
+    vocab_size=50_272,
+    tied_embeddings=True,
+    gated=False,
+)
+OPT_30B = DecoderShape(
+    name="OPT-30B",
+    layers=48,
+    hidden=7168,
+    heads=56,
+    kv_heads=56,
+    head_dim=128,
+    intermediate=28_672,
+    vocab_size=50_272,
+    tied_embeddings=True,
+    gated=False,
+)
 
 H100 = Device(
     name="H100-80GB SXM",
@@ -144,6 +186,18 @@ A6000 = Device(
     bytes_per_second=768e9,
     memory_bytes=49_140 << 20,
 )
+A100_40GB = Device(
+    name="A100-40GB SXM",
+    flops_per_second=312e12,
+    bytes_per_second=1.555e12,
+    memory_bytes=40_536 << 20,
+)
+A100_80GB = Device(
+    name="A100-80GB SXM",
+    flops_per_second=312e12,
+    bytes_per_second=2.039e12,
+    memory_bytes=81_920 << 20,
+)
 
 PAIRS: dict[str, tuple[DecoderShape, Device]] = {
     "llama-3-8b-h100": (LLAMA_3_8B, H100),
@@ -155,6 +209,8 @@ PAIRS: dict[str, tuple[DecoderShape, Device]] = {
     "qwen3-8b-a6000": (QWEN3_8B, A6000),
     "qwen3-0.6b-h100": (QWEN3_0_6B, H100),
     "qwen3-0.6b-a6000": (QWEN3_0_6B, A6000),
+    "opt-13b-a100-40gb": (OPT_13B, A100_40GB),
+    "opt-30b-a100-80gb": (OPT_30B, A100_80GB),
 }
 """By the names under which `preble.cost_library` offers them."""
 
@@ -165,18 +221,23 @@ def estimated_cost(model: DecoderShape, device: Device) -> CostModel:
     if device.gpus > 1:
         compute *= TENSOR_PARALLEL_SHARE
         fixed += 2 * model.layers * ALL_REDUCE_SECONDS
-    return CostModel.first_principles(
+    flops_per_second = compute * device.flops_per_second * device.gpus
+    projection = 2 * model.layers * model.hidden * model.kv_numbers
+    cost = CostModel.first_principles(
         name=f"{model.name}, bfloat16, on {device.name}",
         parameters=model.multiplied_parameters,
         layers=model.layers,
         # Scores and weighted sums are as wide as all heads together, not as the hidden state.
         hidden=model.heads * model.head_dim,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        flops_per_second=compute * device.flops_per_second * device.gpus,
+        flops_per_second=flops_per_second,
         bytes_per_second=BANDWIDTH_SHARE * device.bytes_per_second * device.gpus,
         weight_bytes=BYTES_PER_NUMBER * model.multiplied_parameters,
         fixed=fixed,
     )
+    if not model.hidden_saves_memory:
+        return cost
+    return replace(cost, per_hidden_token=projection / flops_per_second)
 
 
 def estimated_kv_tokens(model: DecoderShape, device: Device) -> int:

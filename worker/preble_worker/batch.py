@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preble.cost import CostModel
+from preble_worker.config import TierConfig
 
 ALL_KV = np.iinfo(np.int64).max
 """`SlotTables.hidden_from` of a request that keeps all its tokens as keys and values."""
@@ -125,14 +126,14 @@ class Batch:
         composition: changes whenever `slots`, or any page but those past the end of a request's
             previous length, differ from the previous batch; lets an engine keep derived state.
         moves: copies to begin with this step, in effect one after another in this order, all of
-            them before the step and the upgrades where `before_step` says so, and in any case
-            before the next batch runs.
+            them before the step and the upgrades where `before_step` says so (of an offload only
+            the reading need be), and in any case before the next batch runs.
         upgrades: to be done before the step and behind the moves it waits for, in this order: a
             page that one of them reads may be where the next one writes.
         hidden_tokens: tokens in the hidden form before `starts`, all rows together: what the
             step projects anew.
-
-    With no row at all (then `moves` are not empty) there is nothing to compute but to move.
+        num_hidden_decodes: decodes in the hidden form; `hidden_tokens` grows by as many with
+            each step.
     """
 
     step: int
@@ -149,6 +150,7 @@ class Batch:
     moves: tuple[Move, ...] = ()
     upgrades: tuple[Upgrade, ...] = ()
     hidden_tokens: int = 0
+    num_hidden_decodes: int = 0
 
 
 ONE_PRODUCT_TOKENS = 128
@@ -181,6 +183,20 @@ def predicted_seconds(cost: CostModel, batch: Batch) -> float:
         hidden_tokens=batch.hidden_tokens,
         products=num_extra_products(batch) if cost.per_product else 0.0,
     )
+
+
+def seconds_with_copies(step_seconds: float, moves: tuple[Move, ...], tiers: TierConfig) -> float:
+    """How long a step takes whose computing takes `step_seconds`: what it reads comes in first,
+    all else crosses beside it, and it ends when both have.
+    """
+    before = beside = 0.0
+    for move in moves:
+        seconds = len(move.host_pages) * tiers.page_copy_seconds * (0.5 if move.int8 else 1.0)
+        if move.before_step and move.direction is Direction.UPLOAD:
+            before += seconds
+        else:
+            beside += seconds
+    return before + max(step_seconds, beside)
 
 
 class Engine(Protocol):

@@ -19,6 +19,7 @@ class TierConfig:
         host_pages: pages of the pool in host memory, 0 for none.
         int8: keys and values that leave the device are quantized, and halve what crosses; a
             host page then takes half the memory. Such pages come back to their own request only.
+        page_bytes: of a page at full precision, for reports; 0 if not known.
         page_copy_seconds: what a page takes to cross, one way, at full precision.
         hidden_page_tokens: tokens in the hidden form that fit a page, 0 where that form is off;
             page_tokens · 2·n_kv·d_h / d_model, rounded down, and more than `page_tokens`.
@@ -28,6 +29,7 @@ class TierConfig:
 
     host_pages: int = 0
     int8: bool = False
+    page_bytes: int = 0
     page_copy_seconds: float = 0.0
     hidden_page_tokens: int = 0
     cost: CostModel | None = None
@@ -36,6 +38,11 @@ class TierConfig:
     def copy_seconds(self) -> float:
         """What a page takes to cross, one way, in the form in which it does."""
         return self.page_copy_seconds * (0.5 if self.int8 else 1.0)
+
+    @property
+    def crossing_bytes(self) -> int:
+        """Of a page, in the form in which it crosses."""
+        return self.page_bytes // 2 if self.int8 else self.page_bytes
 
 
 NO_TIERS = TierConfig()

@@ -19,25 +19,10 @@ from preble_worker.host_pages import HostPages, make_move
 from preble_worker.page_cache import PageArray, PageCache
 from preble_worker.sequence import Sequence
 from preble_worker.slots import Slots
+from preble_worker.totals import TierTotals
 
 MIN_STEP_PAGES = 8
 """Pages that may cross with a step, however short it is."""
-
-
-@dataclass(slots=True, kw_only=True)
-class SwapTotals:
-    """Counts since the process began.
-
-    Attributes:
-        swaps, recomputes: preempted requests whose pages were copied to the host, or not because
-            computing them again is cheaper.
-        offloaded_pages, uploaded_pages: that crossed, in the form in which they did.
-    """
-
-    swaps: int = 0
-    recomputes: int = 0
-    offloaded_pages: int = 0
-    uploaded_pages: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -57,8 +42,10 @@ class _Load:
 class HostTier:
     """Copies between the device's pages and the host's."""
 
-    def __init__(self, config: SchedulerConfig, cache: PageCache, slots: Slots) -> None:
-        self.totals = SwapTotals()
+    def __init__(
+        self, config: SchedulerConfig, cache: PageCache, slots: Slots, totals: TierTotals
+    ) -> None:
+        self.totals = totals
         self._config = config.tiers
         self._page_tokens = config.page_tokens
         self._cache = cache

@@ -39,7 +39,7 @@ from preble_worker.prefills import Prefills
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, Stage, newest_of_lowest_priority
 from preble_worker.slots import Slots
-from preble_worker.totals import Totals
+from preble_worker.totals import TierTotals, Totals
 from preble_worker.waiting import WaitingQueue
 
 RETRY_STEPS = 16
@@ -77,7 +77,10 @@ class LocalScheduler:
         self._deadlines = Deadlines()
         self._outbox = Outbox()
         self._slots = Slots(self.tables, self._cache)
-        self._host = HostTier(config, self._cache, self._slots) if config.tiers.host_pages else None
+        self.tier_totals = TierTotals()
+        self._host: HostTier | None = None
+        if config.tiers.host_pages:
+            self._host = HostTier(config, self._cache, self._slots, self.tier_totals)
         self._totals = Totals()
         self._running = Running(self._decodes, self._prefills, self._host, self._totals)
         self._batches = BatchMaker(self.tables)

@@ -5,6 +5,24 @@ from dataclasses import dataclass
 from preble_worker.sequence import Sequence
 
 
+@dataclass(slots=True, kw_only=True)
+class TierTotals:
+    """What became of preempted requests, and what crossed; counts since the process began.
+
+    Attributes:
+        swaps, recomputes: preempted requests whose pages were copied to the host, or not because
+            computing them again is cheaper.
+        offloaded_pages, uploaded_pages: that crossed, in the form in which they did.
+        hidden_starts: requests started in the hidden form.
+    """
+
+    swaps: int = 0
+    recomputes: int = 0
+    offloaded_pages: int = 0
+    uploaded_pages: int = 0
+    hidden_starts: int = 0
+
+
 @dataclass(slots=True)
 class Totals:
     """Counts since the process began, as `LoadReport` explains them."""

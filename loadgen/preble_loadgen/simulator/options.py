@@ -6,7 +6,7 @@ from preble.cost import CostModel
 from preble.errors import ConfigError
 from preble.types import WorkerSpec
 from preble_loadgen.simulator.faults import Fault
-from preble_worker.config import SchedulerConfig
+from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,7 @@ class SimulationOptions:
         cost: seconds per step of each worker.
         kv_cache_tokens, max_batch_tokens, max_sequences, context_tokens, page_tokens: of each.
         prefix_caching: whether workers share and keep prefixes.
+        tiers: of each worker's cache, beyond full-precision KV on the device.
         seed: of everything random. Another seed also means other prompts with the same sharing.
         wire_seconds: what a message between router and worker takes, each way.
         report_seconds: steps that compute the same requests are reported together, for at most
@@ -40,6 +41,7 @@ class SimulationOptions:
     page_tokens: int = 16
     vocab_size: int = 128_256
     prefix_caching: bool = True
+    tiers: TierConfig = NO_TIERS
     seed: int = 0
     wire_seconds: float = 0.0005
     report_seconds: float = 0.2
@@ -84,6 +86,7 @@ class SimulationOptions:
             context_tokens=self.context_tokens,
             policy=self.local_policy,
             prefix_caching=self.prefix_caching,
+            tiers=self.tiers,
         )
 
     def worker_spec(self, worker_id: str, *, epoch: int) -> WorkerSpec:

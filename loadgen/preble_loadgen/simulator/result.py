@@ -27,6 +27,9 @@ class WorkerResult:
     Attributes:
         prompt_tokens, cached_tokens: of the requests it started in its last life.
         num_steps, busy_seconds: of all its lives.
+        swaps, recomputes: preemptions with a copy to the host and without, in its last life.
+        offloaded_bytes, uploaded_bytes: that crossed between device and host, in its last life.
+        hidden_starts: requests started in the hidden form, in its last life.
     """
 
     worker_id: str
@@ -35,6 +38,11 @@ class WorkerResult:
     preemptions: int
     num_steps: int
     busy_seconds: float
+    swaps: int = 0
+    recomputes: int = 0
+    offloaded_bytes: int = 0
+    uploaded_bytes: int = 0
+    hidden_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

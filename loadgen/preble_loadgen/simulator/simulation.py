@@ -265,7 +265,8 @@ class _Simulation:
 
 
 def _worker_result(worker: SimulatedWorker) -> WorkerResult:
-    load = worker.scheduler.load()
+    load, tiers = worker.scheduler.load(), worker.scheduler.tier_totals
+    page_bytes = worker.scheduler.config.tiers.crossing_bytes
     return WorkerResult(
         worker_id=worker.worker_id,
         prompt_tokens=load.prompt_tokens_total,
@@ -273,4 +274,9 @@ def _worker_result(worker: SimulatedWorker) -> WorkerResult:
         preemptions=load.preemptions_total,
         num_steps=worker.num_steps,
         busy_seconds=worker.busy_seconds,
+        swaps=tiers.swaps,
+        recomputes=tiers.recomputes,
+        offloaded_bytes=tiers.offloaded_pages * page_bytes,
+        uploaded_bytes=tiers.uploaded_pages * page_bytes,
+        hidden_starts=tiers.hidden_starts,
     )

@@ -26,7 +26,7 @@ from preble_loadgen.simulator.messages import (
     TakeSnapshot,
 )
 from preble_loadgen.simulator.options import SimulationOptions
-from preble_worker.batch import Batch, num_extra_products
+from preble_worker.batch import Batch, num_extra_products, seconds_with_copies
 from preble_worker.outputs import NO_TOKENS, StepOutputs
 from preble_worker.scheduler import LocalScheduler
 from preble_worker.simulated_tokens import TokenSource
@@ -168,19 +168,24 @@ class SimulatedWorker:
         step_seconds, slowness = self._cost.step_seconds, self.slowness
         prefill, decodes = len(batch.prefill_tokens), batch.num_decodes
         products = num_extra_products(batch) if self._cost.per_product else 0
-        ends, at, context = [], now, batch.context_tokens
+        ends, at, context, hidden = [], now, batch.context_tokens, batch.hidden_tokens
         while True:
-            at += slowness * step_seconds(
+            seconds = step_seconds(
                 prefill_tokens=prefill,
                 attention=batch.attention,
                 decodes=decodes,
                 context_tokens=context,
+                hidden_tokens=hidden,
                 products=products,
             )
+            if batch.moves:
+                seconds = seconds_with_copies(seconds, batch.moves, self._config.tiers)
+            at += slowness * seconds
             ends.append(at)
             if len(ends) >= most or at >= report_at:
                 return ends
             context += decodes
+            hidden += batch.num_hidden_decodes
 
     def _cut(self) -> None:
         """End the run with the step under way."""
