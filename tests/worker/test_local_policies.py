@@ -1,9 +1,9 @@
 """The order in which waiting requests start."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
+from local_policy_helpers import Job
 from worker_helpers import Worker
 
 from preble.errors import ConfigError
@@ -11,22 +11,15 @@ from preble_worker.policies import POLICY_NAMES, LocalPolicy, make_policy
 from preble_worker.policies.preble_groups import NUM_GROUPS, group_of
 
 
-@dataclass
-class Waiting:
-    cached_tokens: int
-    num_tokens: int = 100
-    arrived_at: float = 0.0
-
-
-def one_of_each_group(copies: int) -> list[Waiting]:
+def one_of_each_group(copies: int) -> list[Job]:
     """`copies` requests for every group, the groups mixed."""
-    return [Waiting(10 * group + 5) for _ in range(copies) for group in range(NUM_GROUPS)]
+    return [Job(10 * group + 5) for _ in range(copies) for group in range(NUM_GROUPS)]
 
 
-def take(policy: LocalPolicy, candidates: list[Waiting], count: int) -> list[Waiting]:
+def take(policy: LocalPolicy, candidates: list[Job], count: int) -> list[Job]:
     """What one batch of `count` takes; they leave `candidates`."""
     taken = []
-    for candidate in policy.order(candidates[:]):
+    for candidate in policy.order(candidates[:], now=0.0):
         if len(taken) == count:
             break
         policy.started(candidate)
@@ -36,7 +29,7 @@ def take(policy: LocalPolicy, candidates: list[Waiting], count: int) -> list[Wai
     return taken
 
 
-def groups_of(candidates: list[Waiting]) -> list[int]:
+def groups_of(candidates: list[Job]) -> list[int]:
     """How many of each group, best cached group first."""
     count = Counter(map(group_of, candidates))
     return [count[group] for group in reversed(range(NUM_GROUPS))]
@@ -50,17 +43,17 @@ def test_unknown_policy_names_the_allowed_ones() -> None:
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_every_policy_orders_all_candidates_once(name: str) -> None:
     candidates = one_of_each_group(3)
-    ordered = list(make_policy(name).order(candidates))
+    ordered = list(make_policy(name).order(candidates, now=0.0))
     assert sorted(map(id, ordered)) == sorted(map(id, candidates))
 
 
 def test_fcfs_takes_the_oldest() -> None:
-    candidates = [Waiting(90), Waiting(0), Waiting(50)]
+    candidates = [Job(90), Job(0), Job(50)]
     assert take(make_policy("fcfs"), candidates[:], 2) == candidates[:2]
 
 
 def test_lpm_takes_the_best_cached_and_the_oldest_of_equals() -> None:
-    first, second, third = Waiting(30), Waiting(80, arrived_at=1), Waiting(80, arrived_at=2)
+    first, second, third = Job(30), Job(80, arrived_at=1), Job(80, arrived_at=2)
     assert take(make_policy("lpm"), [first, second, third], 3) == [second, third, first]
 
 
@@ -77,28 +70,28 @@ def test_many_small_batches_keep_the_same_proportion() -> None:
 
 def test_looking_without_taking_changes_nothing() -> None:
     policy, candidates = make_policy("preble_groups"), one_of_each_group(20)
-    assert list(policy.order(candidates)) == list(policy.order(candidates))
+    assert list(policy.order(candidates, now=0.0)) == list(policy.order(candidates, now=0.0))
 
 
 def test_groups_are_served_oldest_first_inside() -> None:
-    candidates = [Waiting(95, arrived_at=at) for at in range(9)]
+    candidates = [Job(95, arrived_at=at) for at in range(9)]
     assert take(make_policy("preble_groups"), candidates[:], 9) == candidates
 
 
 def test_an_absent_group_saves_up_no_credit() -> None:
     policy = make_policy("preble_groups")
-    take(policy, [Waiting(95) for _ in range(500)], 500)
-    candidates = [Waiting(95) for _ in range(100)] + [Waiting(5) for _ in range(100)]
+    take(policy, [Job(95) for _ in range(500)], 500)
+    candidates = [Job(95) for _ in range(100)] + [Job(5) for _ in range(100)]
     taken = take(policy, candidates, 55)
     assert groups_of(taken) == [50, 0, 0, 0, 0, 0, 0, 0, 0, 5]
 
 
 def test_groups_follow_the_cache() -> None:
     policy = make_policy("preble_groups")
-    cold, warm = Waiting(0), Waiting(50)
-    assert next(iter(policy.order([cold, warm]))) is warm
+    cold, warm = Job(0), Job(50)
+    assert next(iter(policy.order([cold, warm], now=0.0))) is warm
     cold.cached_tokens = 99
-    assert next(iter(policy.order([cold, warm]))) is cold
+    assert next(iter(policy.order([cold, warm], now=0.0))) is cold
 
 
 # Through the scheduler, with room for one request at a time.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from preble.cost import CostModel
 from preble.transport import Tls
+from preble_worker.policies.policy import UNMEASURED, PolicyOptions
 
 KV_TIERS = ("host", "int8", "hidden")
 """What `--kv-tiers` takes, besides full-precision KV on the device."""
@@ -63,6 +64,8 @@ class SchedulerConfig:
         age_escape_seconds: a request that waited longer goes first, whatever the policy.
         eos_token_ids: tokens that end an output unless the request ignores them.
         tiers: of the cache, beyond full-precision KV on the device.
+        cost: seconds per step, for policies that compare times; None where nobody measured them.
+        ttft_slo_seconds: objective for the first token of requests that state none.
     """
 
     num_pages: int
@@ -75,6 +78,22 @@ class SchedulerConfig:
     age_escape_seconds: float = 10.0
     eos_token_ids: tuple[int, ...] = ()
     tiers: TierConfig = NO_TIERS
+    cost: CostModel | None = None
+    ttft_slo_seconds: float = 1.0
+
+    @property
+    def max_running(self) -> int:
+        """Each decode takes a token of the budget, so more than that could not all run."""
+        return min(self.max_sequences, self.max_batch_tokens)
+
+    @property
+    def policy_options(self) -> PolicyOptions:
+        """What the policy is made with."""
+        return PolicyOptions(
+            cost=self.cost or UNMEASURED,
+            age_escape_seconds=self.age_escape_seconds,
+            ttft_slo_seconds=self.ttft_slo_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

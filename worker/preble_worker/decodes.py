@@ -97,6 +97,12 @@ class DecodeRows:
         """Tokens with KV, per row."""
         return self._num_computed[self.slots]
 
+    def note_generated(self) -> None:
+        """Bring `num_generated` of all up to date."""
+        positions = self._tables.output_position[self.slots].tolist()
+        for sequence, position in zip(self.sequences, positions, strict=True):
+            sequence.num_generated = position
+
     def short_of_pages(self) -> Rows:
         """Rows whose next token lies beyond their last page."""
         slots = self.slots

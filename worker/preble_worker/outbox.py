@@ -4,7 +4,10 @@ from preble.page_keys import TOKEN_BYTES
 from preble.types import FinishReason, RequestOutput
 from preble_worker.outputs import StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
+from preble_worker.policies import LocalPolicy
 from preble_worker.sequence import Sequence
+
+_FINISHED = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class Outbox:
@@ -16,7 +19,8 @@ class Outbox:
         digest: (pages, key sum) of the tree as of the last events handed out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: LocalPolicy) -> None:
+        self._policy = policy
         self.live: dict[str, Sequence] = {}
         self.others: list[RequestOutput] = []
         self.digest = (0, 0)
@@ -28,6 +32,8 @@ class Outbox:
         if self.live.get(sequence.request_id) is sequence:
             del self.live[sequence.request_id]
         self.others.append(sequence.output(tokens, reason, error))
+        sequence.num_generated = sequence.num_output + len(tokens) // TOKEN_BYTES
+        self._policy.ended(sequence, finished=reason in _FINISHED)
         sequence.finish()
 
     def settle_last(self, sequence: Sequence, token: int, position: int) -> None:

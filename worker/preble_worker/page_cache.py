@@ -132,8 +132,12 @@ class PageCache:
 
     def num_used_by_others(self, node: CacheNode) -> int:
         """Pages of the path to `node`, which somebody has pinned, that others use as well."""
+        return self.num_used_of(node, at_least=2)
+
+    def num_used_of(self, node: CacheNode, *, at_least: int = 1) -> int:
+        """Pages of the path to `node` that have so many users, the rest of its edge included."""
         at = node
-        while at.parent is not None and at.payload.users < 2:
+        while at.parent is not None and at.payload.users < at_least:
             at = at.parent
         num_pages = 0
         while at.parent is not None:

@@ -13,7 +13,7 @@ lowest priority first, until the others fit. The oldest always fits alone, becau
 could outgrow the pool is refused on arrival: so there is no deadlock.
 
 Priority orders who starts and who is preempted for pages; a request that waits does not push out
-one that runs.
+one that runs, unless the policy knows a reason (`preble_worker.preemption`).
 
 It does not know models, devices, clocks or wires.
 """
@@ -35,9 +35,10 @@ from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import make_policy
+from preble_worker.preemption import Preemption, least_needed, make_preemption
 from preble_worker.prefills import Prefills
 from preble_worker.running import Running
-from preble_worker.sequence import Sequence, Stage, newest_of_lowest_priority
+from preble_worker.sequence import Sequence, Stage
 from preble_worker.slots import Slots
 from preble_worker.totals import TierTotals, Totals
 from preble_worker.waiting import WaitingQueue
@@ -60,7 +61,7 @@ class LocalScheduler:
         Raises:
             ConfigError: the policy does not exist.
         """
-        policy = make_policy(config.policy)
+        policy = make_policy(config.policy, config.policy_options)
         max_pages = -(-config.context_tokens // config.page_tokens)
         self.config = config
         self.tables = tables or SlotTables(config.max_sequences, max_pages)
@@ -75,7 +76,7 @@ class LocalScheduler:
             self.tables, page_tokens=config.page_tokens, eos_token_ids=config.eos_token_ids
         )
         self._deadlines = Deadlines()
-        self._outbox = Outbox()
+        self._outbox = Outbox(policy)
         self._slots = Slots(self.tables, self._cache)
         self.tier_totals = TierTotals()
         self._host: HostTier | None = None
@@ -84,8 +85,10 @@ class LocalScheduler:
         self._totals = Totals()
         self._running = Running(self._decodes, self._prefills, self._host, self._totals)
         self._batches = BatchMaker(self.tables)
-        # Each decode takes a token of the budget, so more requests than that could not all run.
-        self._max_running = min(config.max_sequences, config.max_batch_tokens)
+        self._max_running = config.max_running
+        self._preemption = make_preemption(
+            policy, config, self._waiting, self._running, self._cache
+        )
 
         self._under_way: Batch | None = None
         self._scheduled_at = 0.0
@@ -132,8 +135,8 @@ class LocalScheduler:
         else:
             self._outbox.live[sequence.request_id] = sequence
             self._deadlines.add(sequence, num_live=self.num_live)
-            self._waiting.add(sequence)
-            self._retry_at_step = 0
+            self._waiting.add(sequence, now=now)
+            self._look_again()
 
     def cancel(self, request_id: str, *, now: float) -> None:
         """End a request as CANCELLED; without effect if it is not live.
@@ -159,6 +162,8 @@ class LocalScheduler:
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
         self._running.end_loads(now=now)
+        if self._preemption:
+            self._make_room(self._preemption, now)
         self._grow_decodes(now)
         budget = self.config.max_batch_tokens - len(self._decodes)
         for sequence in self._prefills.sequences:
@@ -202,6 +207,9 @@ class LocalScheduler:
         num_alike = self._decodes.steps_until_end(num_available=self._cache.num_available)
         if self._has_room(self.config.max_batch_tokens - len(self._decodes)):
             num_alike = min(num_alike, self._retry_at_step - self._batches.step + 1)
+        if self._preemption and len(self._waiting):
+            until_review = self._preemption.review_at_step - self._batches.step + 1
+            num_alike = min(num_alike, until_review)
         return max(num_alike, 1)
 
     def repeat(self, batch: Batch, tokens: npt.NDArray[np.int64]) -> None:
@@ -244,10 +252,22 @@ class LocalScheduler:
         """See to it that every decode has a page for its next token, by preemption if need be."""
         short = self._decodes.short_of_pages()
         while len(short) > self._cache.num_available:
-            self._preempt(newest_of_lowest_priority(iter(self._running)), now)
+            self._preempt(least_needed(self._running, self._preemption, now=now), now)
             short = self._decodes.short_of_pages()
         if len(short):
             self._decodes.give_pages(short, self._cache.allocate(len(short)))
+
+    def _make_room(self, preemption: Preemption, now: float) -> None:
+        """Take out whom the policy would rather see wait than others."""
+        for sequence in preemption.review(step=self._batches.step, now=now):
+            self._preempt(sequence, now)
+            self._retry_at_step = 0
+
+    def _look_again(self) -> None:
+        """Who waits is not the same: what was found out about them is void."""
+        self._retry_at_step = 0
+        if self._preemption:
+            self._preemption.review_at_step = 0
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
         self._running.leave(sequence, now=now)
@@ -255,7 +275,7 @@ class LocalScheduler:
             self._host.save(sequence, now=now)
         self._slots.release(sequence, share=True, now=now)
         sequence.requeue()
-        self._waiting.add(sequence)
+        self._waiting.add(sequence, now=now)
         self._totals.preemptions += 1
 
     def _forget_copies(self, now: float) -> None:
@@ -264,7 +284,7 @@ class LocalScheduler:
         for sequence in self._running.loading:
             self._take_out(sequence, now, share=False)
             sequence.requeue()
-            self._waiting.add(sequence)
+            self._waiting.add(sequence, now=now)
         self._host.forget()
 
     def _has_room(self, budget: int) -> bool:
@@ -362,7 +382,7 @@ class LocalScheduler:
         """Remove a request from wherever it is, and its pages with it."""
         if sequence.stage is Stage.WAITING:
             self._waiting.remove(sequence)
-            self._retry_at_step = 0
+            self._look_again()
             return
         self._running.leave(sequence, now=now)
         self._slots.release(sequence, share=share, now=now)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from enum import Enum, auto
+from typing import Any
 
 import xxhash
 
@@ -54,6 +55,10 @@ class Sequence:
         chunk: prefill tokens of it in the batch under way.
         computing: the key under which it stands as the one who computes its next page.
         following: (request, its progress) that this one last waited for, and since which step.
+        num_generated: output tokens as policies see them: exact while it waits and when it ended,
+            else as of the last review.
+        waiting_since, waited_seconds: since when it waits, and how long it did before.
+        standing: what the policy remembers of it.
         end: set when it was cancelled while a batch with it was under way.
     """
 
@@ -74,12 +79,14 @@ class Sequence:
         "node",
         "num_computed",
         "num_exact",
+        "num_generated",
         "num_held",
         "num_output",
         "num_pages",
         "num_prompt_tokens",
         "num_tokens",
         "order",
+        "predicted_output_tokens",
         "prefix",
         "priority",
         "prompt_hash",
@@ -89,8 +96,13 @@ class Sequence:
         "served_from_cache",
         "slot",
         "stage",
+        "standing",
         "stop_ids",
+        "tenant",
         "tokens",
+        "ttft_slo_seconds",
+        "waited_seconds",
+        "waiting_since",
     )
 
     def __init__(
@@ -125,6 +137,14 @@ class Sequence:
         self.seed = namespace_seed(request.namespace)
         self.namespace_page = namespace_page(request.namespace, page_bytes)
 
+        self.predicted_output_tokens = request.predicted_output_tokens
+        self.ttft_slo_seconds = request.ttft_slo_seconds
+        self.tenant = request.tenant or request.namespace
+        self.num_generated = request.num_delivered
+        self.waiting_since = arrived_at
+        self.waited_seconds = 0.0
+        self.standing: Any = None
+
         self.stage = Stage.WAITING
         self.prefix = NOT_LOOKED_UP
         self.cached_tokens = 0
@@ -155,6 +175,11 @@ class Sequence:
         if self.stage is Stage.WAITING:
             return self.num_tokens - self.cached_tokens
         return self.num_tokens - self.num_computed
+
+    @property
+    def max_tokens(self) -> int:
+        """Limit of the output."""
+        return self.sampling.max_tokens
 
     def reusable_path(self) -> bytes:
         """What it may take from the cache: all full pages before its last token.
@@ -222,6 +247,7 @@ class Sequence:
         self.tokens += bytes(self.generated)
         self.generated.clear()
         self.num_tokens = len(self.tokens) // TOKEN_BYTES
+        self.num_generated = self.num_output
         self.stage = Stage.WAITING
         self.prefix = NOT_LOOKED_UP
         self.cached_tokens = 0

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -96,7 +97,7 @@ class WorkerServer:
         loaded = self._loaded
         if loaded is None:
             loaded = await asyncio.to_thread(load_engine, config)
-        scheduler = LocalScheduler(loaded.scheduler, epoch=self._epoch)
+        scheduler = LocalScheduler(replace(loaded.scheduler, cost=loaded.cost), epoch=self._epoch)
         self._event_loop = asyncio.get_running_loop()
         self._engine_loop = EngineLoop(loaded, scheduler, deliver=self._deliver)
         self._server = aio_server((config.token,) if config.token else ())

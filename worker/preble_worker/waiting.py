@@ -9,10 +9,6 @@ from preble_worker.page_cache import PageCache
 from preble_worker.policies import LocalPolicy
 from preble_worker.sequence import Sequence, Stage
 
-WINDOW = 128
-"""Candidates that a policy sees in one step: enough for its choice to matter, and few enough for
-a step to cost the same however long the queue is. The window moves on as its oldest start."""
-
 
 class WaitingQueue:
     """Waiting requests, higher priority first and oldest first within a priority.
@@ -36,7 +32,8 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._queue.values())
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, *, now: float) -> None:
+        sequence.waiting_since = now
         self._queue[-sequence.priority, sequence.order] = sequence
         self._look_up(sequence)
         self.num_missing += sequence.num_missing
@@ -45,24 +42,37 @@ class WaitingQueue:
         del self._queue[-sequence.priority, sequence.order]
         self.num_missing -= sequence.num_missing
 
+    def window(self) -> list[Sequence]:
+        """Whom the policy is shown: the oldest, and with them the newest where old age does not
+        decide. Of one priority after another.
+        """
+        values, size = self._queue.values(), self._policy.window
+        if len(values) <= size or not self._policy.bounds_waits:
+            return list(islice(values, size))
+        oldest = list(islice(values, size // 2))
+        newest = list(islice(reversed(values), size - size // 2))
+        return oldest + newest[::-1]
+
     def in_turn(self, *, now: float) -> Iterator[Sequence]:
         """The window in the order in which to start. Requests may be removed meanwhile.
 
-        Within a priority, whoever waited for `age_escape_seconds` comes first, oldest first;
-        because nobody overtakes a request that lacks pages, theirs are then as good as reserved.
+        Within a priority, whoever waited for `age_escape_seconds` comes first, oldest first,
+        unless the policy bounds waits itself. Because nobody overtakes a request that lacks pages,
+        theirs are then as good as reserved.
         """
-        window = list(islice(self._queue.values(), WINDOW))
+        window = self.window()
         for sequence in window:
             if not sequence.prefix.is_current():
                 self.refresh(sequence)
         for same_priority in _by_priority(window):
             young = self._first_young(same_priority, now)
             yield from same_priority[:young]
-            yield from self._policy.order(same_priority[young:])
+            yield from self._policy.order(same_priority[young:], now=now)
 
     def start(self, sequence: Sequence, *, now: float) -> None:
         """Take out a request whose turn it was. Those that jumped the queue by age are no turn."""
         self.remove(sequence)
+        sequence.waited_seconds += now - sequence.waiting_since
         if not self._is_aged(sequence, now):
             self._policy.started(sequence)
 
@@ -81,6 +91,8 @@ class WaitingQueue:
         return len(sequences)
 
     def _is_aged(self, sequence: Sequence, now: float) -> bool:
+        if self._policy.bounds_waits:
+            return False
         return now - sequence.arrived_at >= self._age_escape_seconds
 
     def _look_up(self, sequence: Sequence) -> None:

@@ -2,14 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 
-from preble_worker.policies.policy import C, Candidate
+from preble_worker.policies.policy import WINDOW, C, Candidate
 
 
 class Fcfs:
     """Oldest first."""
 
-    def order(self, candidates: Sequence[C]) -> Iterable[C]:
+    window = WINDOW
+    bounds_waits = False
+
+    def order(self, candidates: Sequence[C], *, now: float) -> Iterable[C]:
         return candidates
 
     def started(self, candidate: Candidate) -> None:
+        pass
+
+    def ended(self, candidate: Candidate, *, finished: bool) -> None:
         pass

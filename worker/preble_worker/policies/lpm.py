@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from preble_worker.policies.policy import C, Candidate
+from preble_worker.policies.policy import WINDOW, C, Candidate
 
 
 class Lpm:
@@ -12,8 +12,14 @@ class Lpm:
     serves requests that share nothing last: the age escape is what bounds their wait.
     """
 
-    def order(self, candidates: Sequence[C]) -> Iterable[C]:
+    window = WINDOW
+    bounds_waits = False
+
+    def order(self, candidates: Sequence[C], *, now: float) -> Iterable[C]:
         return sorted(candidates, key=lambda candidate: -candidate.cached_tokens)
 
     def started(self, candidate: Candidate) -> None:
+        pass
+
+    def ended(self, candidate: Candidate, *, finished: bool) -> None:
         pass

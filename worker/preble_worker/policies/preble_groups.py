@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from math import lcm
 
-from preble_worker.policies.policy import C, Candidate
+from preble_worker.policies.policy import WINDOW, C, Candidate
 
 NUM_GROUPS = 10
 _STRIDES = [lcm(*range(1, NUM_GROUPS + 1)) // (group + 1) for group in range(NUM_GROUPS)]
@@ -27,11 +27,14 @@ class PrebleGroups:
     formed anew for every batch, from what is cached then.
     """
 
+    window = WINDOW
+    bounds_waits = False
+
     def __init__(self) -> None:
         self._clocks = [0] * NUM_GROUPS
         self._time = 0
 
-    def order(self, candidates: Sequence[C]) -> Iterator[C]:
+    def order(self, candidates: Sequence[C], *, now: float) -> Iterator[C]:
         groups: list[deque[C]] = [deque() for _ in range(NUM_GROUPS)]
         for candidate in candidates:
             groups[group_of(candidate)].append(candidate)
@@ -47,6 +50,9 @@ class PrebleGroups:
         group = group_of(candidate)
         self._time = max(self._time, self._clock(group))
         self._clocks[group] = self._clock(group) + _STRIDES[group]
+
+    def ended(self, candidate: Candidate, *, finished: bool) -> None:
+        pass
 
     def _clock(self, group: int) -> int:
         """A group that had no requests for a while gains no credit from it."""

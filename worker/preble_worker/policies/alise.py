@@ -1,0 +1,117 @@
+"""Speculative scheduling by remaining time (ALISE, arXiv 2410.23537)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import frexp
+
+from preble_worker.policies.outlook import Outlook
+from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
+
+NUM_LEVELS = 6
+FIRST_LEVEL_SECONDS = 0.25
+"""tau: level q is of what takes less than tau * 2**q, the last one of all else."""
+PROMOTION_STRETCH = 3.0
+"""Times its predicted seconds that a request waits for each level it rises."""
+HYSTERESIS = 0.7
+"""Who waits must take less than this share of the time that the other one still takes."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """Of one request.
+
+    Attributes:
+        generated: tokens, when the following two were computed.
+        remaining: seconds.
+        level: by `remaining` alone.
+        total: seconds predicted when it was first seen.
+        estimated_wait: seconds until it starts, as of the last review: the predicted time of the
+            work ahead of it, or until it is promoted to the first level if that is sooner.
+    """
+
+    generated: int
+    remaining: float
+    level: int
+    total: float
+    estimated_wait: float
+
+
+def level_of(remaining: float) -> int:
+    """0 for what takes less than tau seconds, then one for each doubling."""
+    return max(0, min(NUM_LEVELS - 1, frexp(remaining / FIRST_LEVEL_SECONDS)[1]))
+
+
+class Alise:
+    """Lowest level first, oldest first within a level.
+
+    Bound: a request rises a level for every 3 times its predicted time that it has waited, and
+    keeps what it rose. After at most 15 times it stands on the first level, before all who came
+    later.
+    """
+
+    window = WIDE_WINDOW
+    bounds_waits = True
+
+    def __init__(self, options: PolicyOptions) -> None:
+        self.outlook = Outlook(options)
+
+    def order(self, candidates: Sequence[C], *, now: float) -> list[C]:
+        return sorted(candidates, key=lambda candidate: self._rank(candidate, now))
+
+    def started(self, candidate: Candidate) -> None:
+        pass
+
+    def ended(self, candidate: Candidate, *, finished: bool) -> None:
+        if finished:
+            self.outlook.learn(candidate)
+
+    def observe(self, waiting: Sequence[C], running: Sequence[C], *, now: float) -> None:
+        """Estimate the waits: each waits for those before it, that share the batch."""
+        at_once = max(len(running), 1)
+        ahead = min((self.standing(c).remaining for c in running), default=0.0)
+        for candidate in self.order(waiting, now=now):
+            standing = self.standing(candidate)
+            waited = candidate.waited_seconds + now - candidate.waiting_since
+            until_first = PROMOTION_STRETCH * standing.total * standing.level - waited
+            standing.estimated_wait = min(ahead, max(until_first, 0.0))
+            ahead += standing.remaining / at_once
+
+    def estimated_wait(self, candidate: Candidate) -> float:
+        """EWT in seconds of a waiting request, by which its cache is moved out or back in."""
+        return self.standing(candidate).estimated_wait
+
+    def dispensable(self, running: Sequence[C], *, now: float) -> list[C]:
+        """Highest level first, within it who takes longest."""
+        return sorted(
+            running,
+            key=lambda c: (-self._level(c, c.waited_seconds), -self.standing(c).remaining),
+        )
+
+    def outranks(self, waiting: Candidate, running: Candidate, *, now: float) -> bool:
+        waited = waiting.waited_seconds + now - waiting.waiting_since
+        return (
+            self._level(waiting, waited) < self._level(running, running.waited_seconds)
+            and self.standing(waiting).remaining < HYSTERESIS * self.standing(running).remaining
+        )
+
+    def standing(self, candidate: Candidate) -> Standing:
+        """How `candidate` stands; the same until it has generated more."""
+        standing: Standing | None = candidate.standing
+        generated = candidate.num_generated
+        if standing is None:
+            standing = Standing(-1, 0.0, 0, self.outlook.total_seconds(candidate), 0.0)
+            candidate.standing = standing
+        if standing.generated != generated:
+            standing.generated = generated
+            standing.remaining = self.outlook.remaining_seconds(candidate)
+            standing.level = level_of(standing.remaining)
+        return standing
+
+    def _level(self, candidate: Candidate, waited: float) -> int:
+        standing = self.standing(candidate)
+        risen = int(waited / (PROMOTION_STRETCH * standing.total))
+        return max(0, standing.level - risen)
+
+    def _rank(self, candidate: Candidate, now: float) -> tuple[int, float]:
+        waited = candidate.waited_seconds + now - candidate.waiting_since
+        return self._level(candidate, waited), candidate.arrived_at

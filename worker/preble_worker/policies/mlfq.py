@@ -1,0 +1,111 @@
+"""A multi-level feedback queue that knows prompts only (FastServe, arXiv 2305.05920)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from preble_worker.policies.outlook import Outlook
+from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
+
+NUM_LEVELS = 8
+FIRST_QUANTUM_SECONDS = 0.1
+"""Of the first level; each further one has twice as much."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """Of one request.
+
+    Attributes:
+        level: 0 is served first.
+        turn: place among those of its level, the least is next.
+        generated_before: tokens it had when its quantum began.
+    """
+
+    level: int
+    turn: int
+    generated_before: int
+
+
+class Mlfq:
+    """Lowest level first, in turn within a level.
+
+    A request skips the levels whose quantum is shorter than its prefill, which is not interrupted
+    by its own quantum: only what it generates uses that up. Then it sinks a level, and to the end
+    of it; on the last level it goes to the end again.
+
+    Bound: who waited `age_escape_seconds` since it last ran returns to the first level with a new
+    quantum, behind those that are there.
+    """
+
+    window = WIDE_WINDOW
+    bounds_waits = True
+
+    def __init__(self, options: PolicyOptions) -> None:
+        self._outlook = Outlook(options)
+        self._starvation_seconds = options.age_escape_seconds
+        self._num_turns = 0
+
+    def order(self, candidates: Sequence[C], *, now: float) -> list[C]:
+        return sorted(candidates, key=self._rank)
+
+    def started(self, candidate: Candidate) -> None:
+        pass
+
+    def ended(self, candidate: Candidate, *, finished: bool) -> None:
+        pass
+
+    def observe(self, waiting: Sequence[C], running: Sequence[C], *, now: float) -> None:
+        """Let those sink that used their quantum up, and those rise that starve."""
+        for candidate in running:
+            self._sink(candidate)
+        for candidate in waiting:
+            is_starving = now - candidate.waiting_since >= self._starvation_seconds
+            if is_starving and self.standing(candidate).level:
+                self._enter(candidate, 0)
+
+    def dispensable(self, running: Sequence[C], *, now: float) -> list[C]:
+        return sorted(running, key=self._rank, reverse=True)
+
+    def outranks(self, waiting: Candidate, running: Candidate, *, now: float) -> bool:
+        return self._rank(waiting) < self._rank(running)
+
+    def standing(self, candidate: Candidate) -> Standing:
+        """Where `candidate` stands; a new one joins the first level whose quantum holds its
+        prefill.
+        """
+        standing: Standing | None = candidate.standing
+        if standing is not None:
+            return standing
+        prefill_seconds = self._outlook.prefill_seconds(candidate)
+        level = 0
+        while level < NUM_LEVELS - 1 and quantum_seconds(level) < prefill_seconds:
+            level += 1
+        return self._enter(candidate, level)
+
+    def _sink(self, candidate: Candidate) -> None:
+        """As many levels as it used quanta up since the last review."""
+        standing = self.standing(candidate)
+        num_served = candidate.num_generated - standing.generated_before
+        left = num_served * self._outlook.token_seconds(candidate) - quantum_seconds(standing.level)
+        if left < 0.0:
+            return
+        level = min(standing.level + 1, NUM_LEVELS - 1)
+        while level < NUM_LEVELS - 1 and left >= quantum_seconds(level):
+            left -= quantum_seconds(level)
+            level += 1
+        self._enter(candidate, level)
+
+    def _enter(self, candidate: Candidate, level: int) -> Standing:
+        self._num_turns += 1
+        standing = Standing(level, self._num_turns, candidate.num_generated)
+        candidate.standing = standing
+        return standing
+
+    def _rank(self, candidate: Candidate) -> tuple[int, int]:
+        standing = self.standing(candidate)
+        return standing.level, standing.turn
+
+
+def quantum_seconds(level: int) -> float:
+    """How long a request may generate on `level`."""
+    return FIRST_QUANTUM_SECONDS * float(2**level)

@@ -1,0 +1,60 @@
+"""How much longer a request takes, in tokens and in seconds, as well as a policy can know it."""
+
+from preble_worker.length_estimate import LengthEstimate
+from preble_worker.policies.policy import Candidate, PolicyOptions
+
+
+class Outlook:
+    """Predictions that came with the requests, refined by how long outputs became.
+
+    A request without a prediction counts as one of `max_tokens`. A step's fixed time is counted
+    for each token, as if the request were alone: a policy compares, and all share the same steps.
+
+    Attributes:
+        lengths: of finished outputs, in units of what was predicted of them.
+    """
+
+    def __init__(self, options: PolicyOptions) -> None:
+        cost = options.cost
+        self.lengths = LengthEstimate()
+        self._cost = cost
+        self._token_seconds = cost.decode_seconds(0.0)
+        self._context_seconds = cost.per_context_token
+
+    def learn(self, candidate: Candidate) -> None:
+        """`candidate` has come to the end of its output."""
+        self.lengths.learn(self.prediction(candidate), candidate.num_generated)
+
+    def prediction(self, candidate: Candidate) -> int:
+        """Tokens of its output as they were predicted first, at least one."""
+        predicted = candidate.predicted_output_tokens
+        if predicted is None:
+            return candidate.max_tokens
+        return max(1, min(predicted, candidate.max_tokens))
+
+    def remaining_tokens(self, candidate: Candidate) -> float:
+        """Tokens still to be generated: E[length | length > generated] less those generated."""
+        generated = candidate.num_generated
+        whole = self.lengths.expected(self.prediction(candidate), generated)
+        return min(whole, candidate.max_tokens) - generated
+
+    def remaining_seconds(self, candidate: Candidate) -> float:
+        """Prefill of what it misses, then its remaining tokens."""
+        return self.seconds(candidate, self.remaining_tokens(candidate))
+
+    def total_seconds(self, candidate: Candidate) -> float:
+        """The whole of it as it was predicted first, nothing of its prompt being computed yet."""
+        return self.seconds(candidate, float(self.prediction(candidate)))
+
+    def prefill_seconds(self, candidate: Candidate) -> float:
+        """Prefill of what it misses."""
+        new = candidate.num_missing
+        return self._cost.prefill_seconds(float(new), float(candidate.num_tokens - new))
+
+    def seconds(self, candidate: Candidate, num_output: float) -> float:
+        """Prefill of what it misses, then `num_output` tokens."""
+        return self.prefill_seconds(candidate) + num_output * self.token_seconds(candidate)
+
+    def token_seconds(self, candidate: Candidate) -> float:
+        """One more token."""
+        return self._token_seconds + self._context_seconds * candidate.num_tokens
