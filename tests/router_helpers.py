@@ -13,6 +13,7 @@ from preble.page_keys import pack_tokens
 from preble.types import FinishReason, SamplingParams
 from preble_router.config import RouterConfig
 from preble_router.dispatch import Delta, Dispatcher, Generation, GenerationRequest
+from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.policies import make_policy
 from preble_router.scheduler import GlobalScheduler
 from preble_router.server import RouterServer
@@ -32,13 +33,18 @@ def router_config(**options: Any) -> RouterConfig:
 
 @asynccontextmanager
 async def cluster(
-    *workers: FakeWorker, takeover_seconds: float = 5.0, **options: Any
+    *workers: FakeWorker,
+    takeover_seconds: float = 5.0,
+    forecasts: LengthForecasts | None = None,
+    **options: Any,
 ) -> AsyncIterator[Dispatcher]:
     """A dispatcher linked to `workers`; afterwards its books are empty and its tasks gone."""
     before = asyncio.all_tasks()
     config = router_config(**options)
     scheduler = GlobalScheduler(make_policy("round_robin"), rng=random.Random(1))
-    dispatcher = Dispatcher(config, scheduler, takeover_seconds=takeover_seconds)
+    dispatcher = Dispatcher(
+        config, scheduler, forecasts=forecasts, takeover_seconds=takeover_seconds
+    )
     dispatcher.open()
     try:
         for count, worker in enumerate(workers, start=1):  # One by one: their order is fixed.

@@ -36,6 +36,18 @@ PURE = [
     "router/preble_router/scheduler.py",
     "router/preble_router/event_feed.py",
     "router/preble_router/liveness.py",
+    *(
+        f"router/preble_router/lengths/{name}.py"
+        for name in (
+            "accuracy",
+            "forecasts",
+            "max_tokens",
+            "ngrams",
+            "predictor",
+            "prefix_mean",
+            "retrieval",
+        )
+    ),
     "router/preble_router/policies",
     "worker/preble_worker/batch.py",
     "worker/preble_worker/scheduler.py",

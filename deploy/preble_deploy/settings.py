@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from preble.transport import Tls
-from preble_deploy.choices import local_policies, routing_policies
+from preble_deploy.choices import length_predictors, local_policies, routing_policies
 from preble_deploy.sources import Flag, Settings
 from preble_router.config import RouterConfig
 from preble_worker.config import WorkerConfig
@@ -137,6 +137,21 @@ class RouterOptions(ProcessSettings):
     policy: Annotated[str, Flag(metavar="NAME", panel=ROUTING, choices=routing_policies)] = Field(
         "preble", description="How a worker is chosen for a request."
     )
+    length_predictor: Annotated[
+        str, Flag(metavar="NAME", panel=ROUTING, choices=length_predictors)
+    ] = Field(
+        "mean",
+        description="How output lengths are predicted, for routing and for workers that order "
+        "requests by length: the mean of all, the request's limit, the mean of prompts that begin "
+        "alike, or that of the most similar prompts.",
+    )
+    length_embedder: Annotated[Path | None, Flag(metavar="DIR", panel=ROUTING, default="none")] = (
+        Field(
+            None,
+            description="Sentence encoder (config.json, weights, tokenizer) by which `retrieval` "
+            "tells similar prompts; without one it compares their hashed n-grams.",
+        )
+    )
     worker_urls: Annotated[Addresses, Flag(metavar="HOST:PORT", panel=ROUTING)] = Field(
         (),
         description="gRPC addresses of workers to link to, beside those that announce "
@@ -188,6 +203,8 @@ class RouterOptions(ProcessSettings):
             router_id=self.router_id or f"{socket.gethostname()}:{self.effective_grpc_port}",
             workers=self.worker_urls,
             policy=self.policy,
+            length_predictor=self.length_predictor,
+            length_embedder=self.length_embedder,
             page_tokens=self.page_size,
             max_live_requests=self.max_live_requests,
             default_max_tokens=self.default_max_tokens,

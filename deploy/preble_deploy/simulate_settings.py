@@ -5,7 +5,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from preble_deploy.choices import local_policies, routing_policies
+from preble_deploy.choices import (
+    local_policies,
+    routing_policies,
+    simulated_length_predictors,
+)
 from preble_deploy.client_settings import RESULTS
 from preble_deploy.settings import Words
 from preble_deploy.sources import Flag
@@ -30,6 +34,23 @@ class SimulateSettings(TraceOptions):
     )
     local_policy: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, choices=local_policies)] = (
         Field("preble_groups", description="Order of requests within a worker.")
+    )
+    length_predictor: Annotated[
+        str, Flag(metavar="NAME", panel=CLUSTER, choices=simulated_length_predictors)
+    ] = Field(
+        "mean",
+        description="How the router predicts output lengths; `oracle` takes the trace's, with "
+        "--length-noise.",
+    )
+    length_noise: Annotated[float, Field(ge=0), Flag(metavar="SIGMA", panel=CLUSTER)] = Field(
+        0.0, description="Standard deviation of the logarithm of the oracle's error."
+    )
+    max_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=REQUESTS, default="the output's length")
+    ] = Field(
+        0,
+        description="Output limit that requests state. No prediction is above it, so without one "
+        "every predictor but the oracle knows more than it would in production.",
     )
     cost_model: Annotated[str, Flag(metavar="NAME|FILE", panel=CLUSTER)] = Field(
         "llama-3-8b-h100",

@@ -6,9 +6,11 @@ about; the printed table repeats it.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from preble_router.lengths.accuracy import Accuracy, accuracy_of
 
 FORMULAS = {
     "ttft": "first token received - request sent",
@@ -21,6 +23,7 @@ FORMULAS = {
     "cached": "cached prompt tokens / prompt tokens of the complete answers",
     "predicted": "the same with the tokens the router expected to be cached",
     "prediction error": "(sum of predicted - sum of actual cached tokens) / sum of actual",
+    "lengths": "mean of |predicted - actual output tokens|; Spearman's rank correlation of the two",
     "imbalance": "largest / mean of the workers' computed tokens (prompt - cached + output)",
     "percentiles": "linear interpolation between the two nearest samples",
 }
@@ -41,6 +44,7 @@ class RequestRecord:
         prompt_tokens, output_tokens: as the cluster counted them; of a failed request, as known.
         cached_tokens: prompt tokens from the worker's cache.
         predicted_cached_tokens: what the router expected; None where the answer does not tell.
+        predicted_output_tokens: the same of the answer's length.
         worker_id: "" where the answer does not tell.
         finish_reason: "" of a failed request.
         error: short reason of a failure, the same for equal failures; "" of a complete answer.
@@ -59,6 +63,7 @@ class RequestRecord:
     output_tokens: int = 0
     cached_tokens: int = 0
     predicted_cached_tokens: int | None = None
+    predicted_output_tokens: int | None = field(default=None, repr=False)
     worker_id: str = ""
     session: str = ""
     namespace: str = ""
@@ -121,6 +126,7 @@ class Report:
         num_short: complete answers whose length is not the one asked for.
         predicted_cached_tokens: None when no answer tells.
         prediction_error: None when it is undefined.
+        lengths: how good the predicted output lengths are, of the answers that tell them.
         workers: by id.
     """
 
@@ -146,6 +152,7 @@ class Report:
     cached_share: float
     predicted_share: float | None
     prediction_error: float | None
+    lengths: Accuracy
     workers: tuple[WorkerShare, ...]
     imbalance: float
 
@@ -197,6 +204,7 @@ def summarize(records: Sequence[RequestRecord], *, num_planned: int | None = Non
         prediction_error=(predicted - cached) / cached
         if predicted is not None and cached
         else None,
+        lengths=_lengths(complete),
         workers=workers,
         imbalance=_imbalance([worker.computed_tokens for worker in workers]),
     )
@@ -215,6 +223,12 @@ def _total(records: Iterable[RequestRecord], of: Callable[[RequestRecord], int])
 def _predicted(records: Iterable[RequestRecord]) -> int | None:
     known = [r.predicted_cached_tokens for r in records if r.predicted_cached_tokens is not None]
     return sum(known) if known else None
+
+
+def _lengths(records: Iterable[RequestRecord]) -> Accuracy:
+    known = [r for r in records if r.predicted_output_tokens is not None]
+    predicted = [r.predicted_output_tokens or 0 for r in known]
+    return accuracy_of(predicted, [r.output_tokens for r in known])
 
 
 def _ratio(part: float, whole: float) -> float:

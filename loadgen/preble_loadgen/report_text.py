@@ -80,6 +80,12 @@ def _totals(report: Report) -> Group:
             f"predicted   {report.predicted_share:.2%} ({report.predicted_cached_tokens:,})"
             + ("" if error is None else f", error {error:+.2%}")
         )
+    if report.lengths.mean_absolute_error is not None:
+        rank = report.lengths.rank_correlation
+        lines.append(
+            f"lengths     predicted within {report.lengths.mean_absolute_error:,.1f} tokens on "
+            f"average, rank correlation {'undefined' if rank is None else f'{rank:.3f}'}"
+        )
     return Group("", *(Text(line) for line in lines), "")
 
 

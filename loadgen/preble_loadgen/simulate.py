@@ -149,10 +149,11 @@ def _comparison(cells: Sequence[_Cell]) -> Table:
     """One row per policy."""
     table = Table(
         *("policy", "TTFT mean", "p50", "p99", "e2e mean", "p99", "gap p99"),
-        *("cached", "predicted", "imbalance", "req/s", "failed"),
+        *("cached", "predicted", "lengths MAE", "rank", "imbalance", "req/s", "failed"),
         box=None,
         pad_edge=False,
-        caption="milliseconds; imbalance is largest / mean of the workers' busy time",
+        caption="milliseconds; lengths MAE and rank: predicted against actual output tokens, mean "
+        "error and Spearman's correlation; imbalance: largest / mean of the workers' busy time",
         caption_justify="left",
     )
     for column in table.columns[1:]:
@@ -168,11 +169,17 @@ def _comparison(cells: Sequence[_Cell]) -> Table:
             *(f"{value * 1e3:,.1f}" for value in seconds),
             f"{report.cached_share:.2%}",
             "-" if report.predicted_share is None else f"{report.predicted_share:.2%}",
+            _figure(report.lengths.mean_absolute_error, ".0f"),
+            _figure(report.lengths.rank_correlation, ".2f"),
             f"{cell.cell.result.busy_imbalance:.2f}",
             f"{report.requests_per_second:,.2f}",
             f"{report.num_failed:,}",
         )
     return table
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _write(

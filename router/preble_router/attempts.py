@@ -17,6 +17,8 @@ from preble.page_keys import namespace_seed, num_tokens, page_keys
 from preble.types import FinishReason, WorkerRequest
 from preble_router.config import RouterConfig
 from preble_router.generation import Generation, GenerationRequest
+from preble_router.lengths.forecasts import LengthForecasts
+from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
@@ -29,6 +31,7 @@ class Attempts:
     Attributes:
         live: requests accepted and not ended, by id. idle: set while there are none.
         outcomes: ended requests by finish reason or error code, since the start.
+        forecasts: of output lengths.
         placements: attempts by the kind of the policy's reason.
         retries_total: attempts after the first.
     """
@@ -39,8 +42,10 @@ class Attempts:
         scheduler: GlobalScheduler,
         membership: Membership,
         *,
+        forecasts: LengthForecasts,
         takeover_seconds: float,
     ) -> None:
+        self.forecasts = forecasts
         self.live: dict[str, Generation] = {}
         self.idle = asyncio.Event()
         self.idle.set()
@@ -64,10 +69,13 @@ class Attempts:
         request = generation.request
         tokens = request.tokens + bytes(generation.output)
         num_delivered = generation.num_output_tokens
+        keys = self.page_keys(tokens, request.namespace)
+        if generation.prompt is None:
+            self._predict(generation, keys)
         placement = self._scheduler.place(
             RouteRequest(
                 request_id=request.request_id,
-                page_keys=self.page_keys(tokens, request.namespace),
+                page_keys=keys,
                 num_tokens=num_tokens(tokens),
                 max_tokens=request.sampling.max_tokens - num_delivered,
                 attempt=generation.attempt + 1,
@@ -100,6 +108,27 @@ class Attempts:
             ),
             now=now,
         )
+
+    def _predict(self, generation: Generation, page_keys: bytes) -> None:
+        """Once per request, before its first attempt."""
+        request = generation.request
+        generation.prompt = Prompt(
+            tokens=request.tokens,
+            page_keys=page_keys,
+            tenant=request.tenant,
+            max_tokens=request.sampling.max_tokens,
+            embedding=request.embedding,
+        )
+        generation.predicted_output_tokens = self.forecasts.predict(generation.prompt)
+
+    def _learn(self, generation: Generation) -> None:
+        """It has all the output it was to have: how long it became is worth knowing."""
+        if generation.prompt is not None and generation.predicted_output_tokens is not None:
+            self.forecasts.finished(
+                generation.prompt,
+                predicted=generation.predicted_output_tokens,
+                output_tokens=generation.num_output_tokens,
+            )
 
     def _excluded(self, generation: Generation) -> frozenset[str]:
         """Workers that failed it and have not come back since, and those too small for it."""
@@ -198,6 +227,8 @@ class Attempts:
                 else RequestFailed(generation.request_id, generation.attempt),
                 now=monotonic(),
             )
+        if generation.is_complete or end in (FinishReason.STOP, FinishReason.LENGTH):
+            self._learn(generation)
         self.outcomes[end.value if isinstance(end, FinishReason) else end.code] += 1
         generation.end(end)
         if not self.live:

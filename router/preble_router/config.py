@@ -16,6 +16,9 @@ class RouterConfig:
         host, port: of the HTTP gateway. grpc_port: of the gRPC services, on the same host.
         workers: addresses (host:port) to link to from the start; others announce themselves.
         policy: name of a routing policy.
+        length_predictor: name of a predictor of output lengths.
+        length_embedder: directory of a sentence encoder, by which `retrieval` finds similar
+            prompts; None for hashed n-grams.
         page_tokens: tokens per page of its prefix tree; workers with other pages are not used.
         max_live_requests: requests accepted and not ended; beyond it 429.
         default_max_tokens: of a request that states none.
@@ -39,6 +42,8 @@ class RouterConfig:
     router_id: str = "router"
     workers: tuple[str, ...] = ()
     policy: str = "preble"
+    length_predictor: str = "mean"
+    length_embedder: Path | None = None
     page_tokens: int = 16
     max_live_requests: int = 4096
     default_max_tokens: int = 256

@@ -27,6 +27,8 @@ from preble.wire import cache_events_from_wire, finish_from_wire, load_from_wire
 from preble_router.attempts import Attempts, needed_tokens, too_long, worker_gone
 from preble_router.config import RouterConfig
 from preble_router.generation import Delta, Generation, GenerationRequest
+from preble_router.lengths.forecasts import LengthForecasts
+from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
@@ -65,13 +67,18 @@ class Dispatcher:
         scheduler: GlobalScheduler,
         *,
         rng: random.Random | None = None,
+        forecasts: LengthForecasts | None = None,
         takeover_seconds: float = TAKEOVER_SECONDS,
     ) -> None:
         self.config = config
         self.scheduler = scheduler
         self.membership = Membership(config, self, rng=rng or random.Random())
         self.attempts = Attempts(
-            config, scheduler, self.membership, takeover_seconds=takeover_seconds
+            config,
+            scheduler,
+            self.membership,
+            forecasts=forecasts or LengthForecasts(),
+            takeover_seconds=takeover_seconds,
         )
         self._accepting = True
         self._opened_at = monotonic()
@@ -160,12 +167,16 @@ class Dispatcher:
 
     def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
         """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""
+        keys = self.attempts.page_keys(tokens, namespace)
+        limit = max_tokens or self.config.default_max_tokens
+        prompt = Prompt(tokens=tokens, page_keys=keys, tenant=namespace, max_tokens=limit)
         route = RouteRequest(
             request_id="",
-            page_keys=self.attempts.page_keys(tokens, namespace),
+            page_keys=keys,
             num_tokens=num_tokens(tokens),
-            max_tokens=max_tokens or self.config.default_max_tokens,
+            max_tokens=limit,
             namespace=namespace,
+            predicted_output_tokens=self.attempts.forecasts.predict(prompt),
         )
         return self.scheduler.explain(route, now=monotonic())
 

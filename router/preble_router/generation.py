@@ -8,6 +8,7 @@ from typing import Self
 from preble.errors import PrebleError
 from preble.page_keys import TOKEN_BYTES, num_tokens
 from preble.types import FinishReason, SamplingParams
+from preble_router.lengths.predictor import Prompt, Vector
 from preble_router.session import Session
 from preble_router.stimuli import Placement
 
@@ -15,7 +16,8 @@ from preble_router.stimuli import Placement
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """Tokens in. `deadline_at` is in `time.monotonic` seconds, None for none; `tenant`,
-    `ttft_slo_seconds` and `tbt_slo_seconds` are as in `WorkerRequest`."""
+    `ttft_slo_seconds` and `tbt_slo_seconds` are as in `WorkerRequest`, `embedding` as in `Prompt`.
+    """
 
     request_id: str
     tokens: bytes
@@ -26,6 +28,7 @@ class GenerationRequest:
     ttft_slo_seconds: float | None = None
     tbt_slo_seconds: float | None = None
     tenant: str = ""
+    embedding: Vector | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ class Generation:
         num_output_tokens: in it; handed out or not.
         session: where it runs; None while no worker has it.
         placed_at: when the present attempt was submitted.
+        prompt: as predictors of its length see it; None before its first placement.
         predicted_output_tokens: of the whole request, made with its first placement; None before.
+        is_complete: it ended, or was cancelled, with all the output it was to have.
         failed: (worker id, session serial) of the attempts that broke off.
     """
 
@@ -75,12 +80,14 @@ class Generation:
         "attempt",
         "deadline_timer",
         "failed",
+        "is_complete",
         "num_before_attempt",
         "num_output_tokens",
         "output",
         "placed_at",
         "predicted_cached_tokens",
         "predicted_output_tokens",
+        "prompt",
         "request",
         "session",
         "worker_id",
@@ -95,7 +102,9 @@ class Generation:
         self.predicted_cached_tokens = 0
         self.session: Session | None = None
         self.placed_at = 0.0
+        self.prompt: Prompt | None = None
         self.predicted_output_tokens: int | None = None
+        self.is_complete = False
         self.output = bytearray()
         self.num_output_tokens = 0
         self.num_before_attempt = 0
@@ -129,9 +138,14 @@ class Generation:
         """Whether it has its end; tokens may still wait for the consumer."""
         return self._end is not None
 
-    def cancel(self) -> None:
-        """Ends it with `CANCELLED` and frees its worker; does nothing once it has ended."""
+    def cancel(self, *, complete: bool = False) -> None:
+        """Ends it with `CANCELLED` and frees its worker; does nothing once it has ended.
+
+        Args:
+            complete: not for want of interest: the output has come to its end, a stop string.
+        """
         if self._end is None:
+            self.is_complete = complete
             self._cancel(self)
 
     def __aiter__(self) -> Self:

@@ -166,6 +166,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 authorization=str(dict(context.invocation_metadata()).get("authorization", "")),
                 namespace=request.namespace,
             ),
+            embedding=await self._encoder.embed(tokens),
             **slos,
         )
 

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from preble.page_keys import TOKEN_BYTES
+from preble_router.lengths.predictor import Vector
+from preble_router.prompt_embedding import PromptEmbedder
 from preble_router.tokenizer import Tokenizer
 
 INLINE_CHARS = 2048
@@ -15,10 +18,21 @@ T = TypeVar("T")
 
 
 class PromptEncoder:
-    """Runs a `Tokenizer`, short prompts at once and long ones in a few threads."""
+    """Runs a `Tokenizer`, short prompts at once and long ones in a few threads.
 
-    def __init__(self, tokenizer: Tokenizer, *, max_threads: int = 4) -> None:
+    Args:
+        embedder: embeds prompts for the prediction of their answers' lengths; None for nothing.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_threads: int = 4,
+        embedder: PromptEmbedder | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self._embedder = embedder
         self._threads = ThreadPoolExecutor(max_threads, thread_name_prefix="tokenize")
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> bytes:
@@ -47,6 +61,13 @@ class PromptEncoder:
     async def decode(self, tokens: bytes) -> str:
         """As `Tokenizer.decode`."""
         return await self._run(len(tokens), lambda: self.tokenizer.decode(tokens))
+
+    async def embed(self, tokens: bytes) -> Vector | None:
+        """The embedding of a prompt's end, None where there is no embedder."""
+        if self._embedder is None:
+            return None
+        end = tokens[-self._embedder.max_tokens * TOKEN_BYTES :]
+        return await self._embedder.embed(await self.decode(end))
 
     def close(self) -> None:
         """Lets go of the threads; what they are at is finished and thrown away."""

@@ -26,8 +26,11 @@ from preble_router.gateway.app import make_app
 from preble_router.grpc_services import CLUSTER, INFERENCE, ClusterService, InferenceService
 from preble_router.journal import Journal
 from preble_router.journal_file import JournalFile
+from preble_router.lengths import make_length_predictor
+from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.metrics import Metrics
 from preble_router.policies import make_policy
+from preble_router.prompt_embedding import PromptEmbedder
 from preble_router.prompt_encoding import PromptEncoder
 from preble_router.scheduler import GlobalScheduler
 from preble_router.tokenizer import Tokenizer
@@ -72,8 +75,12 @@ class RouterServer:
         """
         config = self.config
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, config.model_path)
-        self._encoder = PromptEncoder(tokenizer)
-        self.dispatcher = Dispatcher(config, self._make_scheduler())
+        predictor = make_length_predictor(config.length_predictor)
+        self._embedder = await _load_embedder(config)
+        self._encoder = PromptEncoder(tokenizer, embedder=self._embedder)
+        self.dispatcher = Dispatcher(
+            config, self._make_scheduler(), forecasts=LengthForecasts(predictor)
+        )
         self._grpc = aio_server(config.api_keys)
         await self._add_services()
         listener = _listen_http(config.host, config.port)
@@ -138,6 +145,8 @@ class RouterServer:
         self._http.should_exit = True
         await asyncio.gather(self._grpc.stop(CLOSE_SECONDS), self._serving)
         self._encoder.close()
+        if self._embedder is not None:
+            self._embedder.close()
         if self._journal is not None:
             self._journal.close()
         _log.info("router stopped")
@@ -171,7 +180,9 @@ class RouterServer:
     def _http_config(self, tokenizer: Tokenizer) -> uvicorn.Config:
         tls = self.config.tls
         return uvicorn.Config(
-            make_app(self.dispatcher, tokenizer, self.config, self._metrics),
+            make_app(
+                self.dispatcher, tokenizer, self.config, self._metrics, embedder=self._embedder
+            ),
             http="httptools",
             ws="none",
             lifespan="on",
@@ -187,6 +198,16 @@ class RouterServer:
             ssl_ca_certs=str(tls.client_ca) if tls and tls.client_ca else None,
             ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
         )
+
+
+async def _load_embedder(config: RouterConfig) -> PromptEmbedder | None:
+    if config.length_embedder is None:
+        return None
+    if config.length_predictor != "retrieval":
+        raise ConfigError(
+            f"--length-embedder is for --length-predictor retrieval, not {config.length_predictor}"
+        )
+    return await asyncio.to_thread(PromptEmbedder.from_directory, config.length_embedder)
 
 
 class _HttpServer(uvicorn.Server):

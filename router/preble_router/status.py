@@ -9,6 +9,7 @@ from preble.v1 import cluster_pb2 as pb
 from preble.wire import hello_to_wire, load_to_wire
 from preble_router.attempts import Attempts
 from preble_router.config import RouterConfig
+from preble_router.lengths.accuracy import Accuracy
 from preble_router.membership import Member, Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.worker_view import WorkerView
@@ -60,6 +61,7 @@ class ClusterStatus:
         outcomes: ended requests since the start, by finish reason or error code.
         placements: attempts since the start, by the kind of the policy's reason.
         retries_total: attempts after the first.
+        lengths: how good the predicted output lengths of the last requests were.
     """
 
     router_id: str
@@ -73,6 +75,7 @@ class ClusterStatus:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     placements: Mapping[str, int] = field(default_factory=dict)
     retries_total: int = 0
+    lengths: Accuracy = field(default_factory=Accuracy)
 
 
 def cluster_status(
@@ -108,6 +111,7 @@ def cluster_status(
         outcomes=dict(attempts.outcomes),
         placements=dict(attempts.placements),
         retries_total=attempts.retries_total,
+        lengths=attempts.forecasts.accuracy(),
     )
 
 

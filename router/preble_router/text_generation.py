@@ -116,7 +116,7 @@ class TextGeneration:
         return self._last(text + stops.finish(), delta.tokens, delta.finish_reason)
 
     def _stopped(self, text: str, tokens: bytes) -> TextDelta:
-        self._generation.cancel()
+        self._generation.cancel(complete=True)
         self._completion_tokens += num_tokens(tokens)
         return self._last(text, tokens, FinishReason.STOP)
 

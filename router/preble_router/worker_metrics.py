@@ -59,6 +59,7 @@ def cluster_families(status: "ClusterStatus") -> Iterator[Metric]:
     """All that `status` has to say. A worker without a link has a state and nothing else."""
     yield from _router_families(status)
     yield from _count_families(status)
+    yield from _length_families(status)
     yield _states(status)
     linked = [worker for worker in status.workers if worker.spec is not None]
     for name, text, read in _GAUGES:
@@ -109,6 +110,27 @@ def _count_families(status: "ClusterStatus") -> Iterator[Metric]:
     yield CounterMetricFamily(
         "preble_router_retries", "Attempts after the first.", value=status.retries_total
     )
+
+
+def _length_families(status: "ClusterStatus") -> Iterator[Metric]:
+    """A figure that is undefined is left out."""
+    lengths = status.lengths
+    for name, text, value in (
+        (
+            "output_length_error_tokens",
+            "Mean absolute error of the predicted output lengths, of the last 1,000 requests that "
+            "finished.",
+            lengths.mean_absolute_error,
+        ),
+        (
+            "output_length_rank_correlation",
+            "Spearman's rank correlation of predicted and actual output lengths of the same, from "
+            "-1 to 1.",
+            lengths.rank_correlation,
+        ),
+    ):
+        if value is not None:
+            yield GaugeMetricFamily("preble_router_" + name, text, value=value)
 
 
 def _states(status: "ClusterStatus") -> Metric:

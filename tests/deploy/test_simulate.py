@@ -53,10 +53,19 @@ def test_one_policy_shows_the_whole_report_and_the_digest(
     assert "inter-token gap" in shown and "digest" in shown
 
 
+def test_an_oracle_without_noise_is_never_wrong(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", str(trace), "--length-predictor", "oracle", "--rate", "5"]) == 0
+    assert "predicted within 0.0 tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--policy", "best"], "--policy is 'best'; allowed: round_robin"),
+        (["--length-predictor", "x"], "--length-predictor is 'x'; allowed: mean, max_tokens"),
+        (["--length-noise", "-1"], "--length-noise"),
         (["--faults", "flood"], "fault 'flood' is none of"),
         (["--workers", "1", "--faults", "death:4@1"], "there are only 1 workers"),
         (["--cost-model", "missing.json"], "missing.json"),

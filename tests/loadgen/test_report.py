@@ -1,6 +1,7 @@
 """Figures from records, computed here once more by hand."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_the_table_says_everything() -> None:
         assert expected in text, text
     assert all(formula in text for formula in FORMULAS.values())
     assert text.count("warning:") == 3
+
+
+def test_predicted_lengths_are_judged_by_those_that_finished() -> None:
+    pairs = [(10, 20), (20, 30), (30, 10)]
+    records = [record(predicted_output_tokens=p, output_tokens=a) for p, a in pairs]
+    failed = replace(FAILED, predicted_output_tokens=500)
+    lengths = summarize([*records, failed, record()]).lengths
+    assert (lengths.num_requests, lengths.mean_absolute_error) == (3, pytest.approx(40 / 3))
+    assert lengths.rank_correlation == pytest.approx(-0.5)
+    assert summarize([record()]).lengths.mean_absolute_error is None
+    out = StringIO()
+    print_report(Console(file=out, width=120), summarize(records))
+    assert "predicted within 13.3 tokens on average, rank correlation -0.500" in out.getvalue()
 
 
 def test_json() -> None:

@@ -11,6 +11,7 @@ from preble.page_keys import pack_tokens
 from preble.types import SamplingParams, WorkerRequest
 from preble_loadgen.report import RequestRecord
 from preble_loadgen.trace_request import TraceRequest
+from preble_router.lengths.predictor import Prompt
 from preble_router.stimuli import Placement
 from preble_worker.simulated_tokens import simulated_tokens
 
@@ -30,6 +31,8 @@ class Flight:
         num_output: output tokens delivered, by all attempts.
         num_before: of them, by the attempts before the present one.
         times: when the output left its workers, in the order of delivery.
+        stated_max_tokens: limit as its client states it; the trace knows when it really ends.
+        prompt: as predictors of its length see it; None before its first placement.
         predicted_output_tokens: of the whole request, made with its first placement; None before.
         failed: (worker id, session serial) of the attempts that broke off.
     """
@@ -39,6 +42,7 @@ class Flight:
     tokens: bytes
     num_prompt_tokens: int
     sampling: SamplingParams
+    stated_max_tokens: int
     vocab_size: int
     asked_at: float
     attempt: int = 0
@@ -48,6 +52,7 @@ class Flight:
     num_before: int = 0
     cached_tokens: int | None = None
     predicted_cached_tokens: int = 0
+    prompt: Prompt | None = None
     predicted_output_tokens: int | None = None
     times: list[Sequence[float]] = field(default_factory=list)
     failed: set[tuple[str, tuple[int, int]]] = field(default_factory=set)
@@ -56,6 +61,11 @@ class Flight:
     def needed_tokens(self) -> int:
         """Prompt plus output."""
         return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def tenant(self) -> str:
+        """Who is charged."""
+        return self.request.tenant or self.request.namespace
 
     @property
     def remaining_output_tokens(self) -> int | None:
@@ -99,7 +109,7 @@ class Flight:
             predicted_output_tokens=self.predicted_output_tokens,
             ttft_slo_seconds=self.request.ttft_slo_seconds,
             tbt_slo_seconds=self.request.tbt_slo_seconds,
-            tenant=self.request.tenant or self.request.namespace,
+            tenant=self.tenant,
         )
 
     def receive(self, times: Sequence[float], cached_tokens: int | None) -> None:
@@ -127,6 +137,7 @@ class Flight:
             output_tokens=self.num_output,
             cached_tokens=self.cached_tokens or 0,
             predicted_cached_tokens=self.predicted_cached_tokens,
+            predicted_output_tokens=self.predicted_output_tokens,
             worker_id=self.worker_id,
             session=self.request.session,
             namespace=self.request.namespace,

@@ -6,7 +6,12 @@ from preble.cost import CostModel
 from preble.errors import ConfigError
 from preble.types import WorkerSpec
 from preble_loadgen.simulator.faults import Fault
+from preble_router.lengths import DEFAULT as LENGTH_DEFAULT
+from preble_router.lengths import LENGTH_PREDICTOR_NAMES
 from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
+
+ORACLE = "oracle"
+"""The length predictor that only a simulator can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +20,10 @@ class SimulationOptions:
 
     Attributes:
         policy: of routing. local_policy: of each worker.
+        length_predictor: of the router's, or "oracle", which knows the truth but for noise.
+        length_noise: standard deviation of the logarithm of the oracle's error.
+        max_tokens: limit that requests state, by which lengths may be predicted; where it is less
+            than the output, as 0 is, they state the output's length itself, as a replay does.
         cost: seconds per step of each worker.
         kv_cache_tokens, max_batch_tokens, max_sequences, context_tokens, page_tokens: of each.
         prefix_caching: whether workers share and keep prefixes.
@@ -34,6 +43,9 @@ class SimulationOptions:
     num_workers: int = 4
     policy: str = "preble"
     local_policy: str = "preble_groups"
+    length_predictor: str = LENGTH_DEFAULT
+    length_noise: float = 0.0
+    max_tokens: int = 0
     kv_cache_tokens: int = 400_000
     max_batch_tokens: int = 2048
     max_sequences: int = 64
@@ -69,6 +81,14 @@ class SimulationOptions:
         for name, value in at_least_one.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
+        if self.length_predictor not in (*LENGTH_PREDICTOR_NAMES, ORACLE):
+            raise ConfigError(
+                f"length predictor {self.length_predictor!r} is unknown; there are "
+                f"{', '.join((*LENGTH_PREDICTOR_NAMES, ORACLE))}"
+            )
+        for name, least in (("length_noise", self.length_noise), ("max_tokens", self.max_tokens)):
+            if not least >= 0:
+                raise ConfigError(f"{name} must be at least 0, not {least}")
         for fault in self.faults:
             if fault.worker >= self.num_workers:
                 raise ConfigError(
@@ -86,6 +106,7 @@ class SimulationOptions:
             context_tokens=self.context_tokens,
             policy=self.local_policy,
             prefix_caching=self.prefix_caching,
+            cost=self.cost,
             tiers=self.tiers,
         )
 

@@ -14,6 +14,7 @@ from preble.page_keys import TOKEN_BYTES, namespace_seed, num_tokens, page_keys
 from preble.types import FinishReason, RequestOutput
 from preble_loadgen.simulator.agenda import Agenda
 from preble_loadgen.simulator.flight import Flight
+from preble_loadgen.simulator.lengths import SimulatedLengths
 from preble_loadgen.simulator.messages import (
     Cancel,
     Hello,
@@ -78,6 +79,7 @@ class SimulatedRouter:
         self.live: dict[str, Flight] = {}
         self.sessions: dict[str, Session] = {}
         self.retries_total = 0
+        self._lengths = SimulatedLengths(options)
         self._agenda = agenda
         self._options = options
         self._placed = placed
@@ -259,16 +261,16 @@ class SimulatedRouter:
     def _place(self, flight: Flight) -> None:
         """Book and submit the next attempt; changes nothing when it raises `NoWorkers`."""
         tokens = flight.known_tokens()
+        seed = namespace_seed(flight.request.namespace)
+        keys = page_keys(tokens, page_tokens=self._options.page_tokens, seed=seed)
+        if flight.prompt is None:
+            self._lengths.predict(flight, keys)
         placement = self.scheduler.place(
             RouteRequest(
                 request_id=flight.request_id,
-                page_keys=page_keys(
-                    tokens,
-                    page_tokens=self._options.page_tokens,
-                    seed=namespace_seed(flight.request.namespace),
-                ),
+                page_keys=keys,
                 num_tokens=num_tokens(tokens),
-                max_tokens=flight.sampling.max_tokens - flight.num_output,
+                max_tokens=flight.stated_max_tokens - flight.num_output,
                 attempt=flight.attempt + 1,
                 namespace=flight.request.namespace,
                 predicted_output_tokens=flight.remaining_output_tokens,
@@ -353,6 +355,8 @@ class SimulatedRouter:
         """The one end of a request."""
         del self.live[flight.request_id]
         self._give_up_at.pop(flight.request_id, None)
+        if isinstance(end, FinishReason):
+            self._lengths.finished(flight)
         if flight.session is not None:
             flight.unplace()
             event: Event = (

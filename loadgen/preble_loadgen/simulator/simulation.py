@@ -145,6 +145,7 @@ class _Simulation:
                 seed=options.seed + request.index,
                 ignore_eos=True,
             ),
+            stated_max_tokens=max(options.max_tokens, request.output_tokens),
             vocab_size=options.vocab_size,
             asked_at=self._agenda.now,
         )

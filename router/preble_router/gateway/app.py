@@ -17,6 +17,7 @@ from preble_router.gateway.errors import on_error
 from preble_router.gateway.models import ModelRoutes
 from preble_router.gateway.operation import OperationRoutes
 from preble_router.metrics import Metrics
+from preble_router.prompt_embedding import PromptEmbedder
 from preble_router.prompt_encoding import PromptEncoder
 from preble_router.tokenizer import Tokenizer
 
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
 
 
 def make_app(
-    dispatcher: "Dispatcher", tokenizer: Tokenizer, config: RouterConfig, metrics: Metrics
+    dispatcher: "Dispatcher",
+    tokenizer: Tokenizer,
+    config: RouterConfig,
+    metrics: Metrics,
+    *,
+    embedder: PromptEmbedder | None = None,
 ) -> FastAPI:
     """The application. The dispatcher must live in the event loop that serves it.
 
     Routes are Starlette's own: bodies are validated here, by field, and need no second validation.
     """
-    prompts = PromptEncoder(tokenizer)
+    prompts = PromptEncoder(tokenizer, embedder=embedder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

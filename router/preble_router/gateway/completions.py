@@ -26,6 +26,7 @@ from preble_router.gateway.responses import (
     json_response,
 )
 from preble_router.generation import GenerationRequest
+from preble_router.lengths.predictor import Vector
 from preble_router.metrics import Metrics
 from preble_router.prompt_encoding import PromptEncoder
 from preble_router.tenants import tenant_of
@@ -122,6 +123,7 @@ class CompletionRoutes:
         requests = self._dispatch_requests(
             unique_id,
             prompts,
+            [await self._prompts.embed(prompt) for prompt in prompts],
             common,
             default_tokens,
             deadline_at=_deadline_at(request, record),
@@ -150,6 +152,7 @@ class CompletionRoutes:
         self,
         unique_id: str,
         prompts: Sequence[bytes],
+        embeddings: Sequence[Vector | None],
         common: CommonFields,
         default_tokens: int,
         *,
@@ -157,7 +160,7 @@ class CompletionRoutes:
         tenant: str,
     ) -> list[GenerationRequest]:
         requests = []
-        for i, prompt in enumerate(prompts):
+        for i, (prompt, embedding) in enumerate(zip(prompts, embeddings, strict=True)):
             max_tokens = output_budget(
                 common.max_tokens,
                 default=default_tokens,
@@ -175,6 +178,7 @@ class CompletionRoutes:
                     ttft_slo_seconds=common.ttft_slo_seconds,
                     tbt_slo_seconds=common.tbt_slo_seconds,
                     tenant=tenant,
+                    embedding=embedding,
                 )
             )
         return requests
