@@ -5,6 +5,7 @@ layer; it knows neither pages nor requests. `TorchAttention` does it with torch 
 device; kernels for one kind of device are another `Attention`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from preble_worker.attention_plan import (
     Chunks,
     Ints,
     Sharing,
+    StepPlan,
     Tails,
     WindowedChunk,
     find_sharing,
@@ -24,7 +26,9 @@ from preble_worker.attention_plan import (
     plan_windowed_step,
 )
 from preble_worker.batch import Batch, SlotTables
-from preble_worker.gathered_keys import KEPT_BYTES, KeptKeys, KeptTails, KeySource, PagedKeys
+from preble_worker.gathered_keys import KEPT_BYTES, KeptKeys, KeySource, PagedKeys
+from preble_worker.hidden_form import HiddenForm, MixedStore, in_hidden_form
+from preble_worker.hidden_plan import find_kv_sharing, plan_mixed_step
 from preble_worker.kv_pool import KVPool
 
 
@@ -40,6 +44,7 @@ class AttentionStep(Protocol):
         *,
         scale: float,
         window: int | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Store the tokens' keys and values, then attend.
 
@@ -49,6 +54,8 @@ class AttentionStep(Protocol):
             value: (num_tokens, num_kv_heads, value_dim).
             scale: what scores are multiplied by.
             window: how many keys a token sees, its own included; None for all.
+            hidden: (num_tokens, width), what keys and values were projected from: what is stored
+                of tokens in the hidden form.
 
         Returns:
             (num_tokens, num_heads, value_dim).
@@ -93,10 +100,21 @@ class TorchAttention:
 
     While the batch's composition stays the same, so does who shares which pages, and copies of
     gathered keys are kept.
+
+    Args:
+        hidden: None if no token ever has the hidden form.
     """
 
-    def __init__(self, pool: KVPool, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        pool: KVPool,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        hidden: HiddenForm | None = None,
+    ) -> None:
         self._pool = pool
+        self._hidden = hidden
         self._dtype = dtype
         self._device = device
         # A composition says nothing without the scheduler, whose tables these are, that counts it.
@@ -106,17 +124,43 @@ class TorchAttention:
         self._kept = KeptKeys(pool, limit_bytes=KEPT_BYTES if device.type == "cpu" else 0)
 
     def begin(self, batch: Batch, places: Tensor) -> "TorchStep":
-        return TorchStep(self, batch, places)
+        if self._hidden is None or not in_hidden_form(batch).any():
+            return TorchStep(self, batch, places)
+        return TorchStep(self, batch, places, MixedStore(self._pool, self._hidden, batch, places))
 
     def plan(self, batch: Batch) -> _DevicePlan:
         """For layers that see all keys; to be called once in a step."""
+        self._renew(batch, find_sharing)
+        return self._placed(plan_step(batch, self._sharing, page_tokens=self._pool.page_tokens))
+
+    def plan_mixed(self, batch: Batch) -> _DevicePlan:
+        """As `plan`, where some rows have tokens in the hidden form."""
+        assert self._hidden is not None
+        self._renew(batch, find_kv_sharing)
+        mixed = plan_mixed_step(
+            batch,
+            self._sharing,
+            page_tokens=self._pool.page_tokens,
+            hidden_page_tokens=self._hidden.page_tokens,
+        )
+        plan = self._placed(mixed.kv)
+        for part, begins in zip(mixed.tails, mixed.tail_begins, strict=True):
+            plan.tails.append(self._tails(part, self._hidden.keys_of(part.pages, begins)))
+        for span, begin in zip(mixed.spans, mixed.span_begins, strict=True):
+            keys = self._hidden.keys_of(span.pages, np.array(begin))
+            plan.spans.append(_Part(self._index(span.queries), keys, span.num_tokens))
+        return plan
+
+    def _renew(self, batch: Batch, find: Callable[..., Sharing]) -> None:
+        """Find out who shares what, where that may have changed."""
         tables, composition = self._known
         if tables is not batch.tables or composition != batch.composition:
             self._known = batch.tables, batch.composition
-            self._sharing = find_sharing(batch, page_tokens=self._pool.page_tokens)
+            self._sharing = find(batch, page_tokens=self._pool.page_tokens)
             runs = self._sharing.runs
             self._shared = self._kept.renew(runs, [self._upload(run.pages) for run in runs])
-        plan = plan_step(batch, self._sharing, page_tokens=self._pool.page_tokens)
+
+    def _placed(self, plan: StepPlan) -> _DevicePlan:
         own_pasts = plan.spans[len(self._shared) :]
         sources = [*self._shared, *(self._paged(span.pages) for span in own_pasts)]
         spans = zip(plan.spans, sources, strict=True)
@@ -152,7 +196,7 @@ class TorchAttention:
         begin, end = int(tokens[0]), int(tokens[-1]) + 1
         return slice(begin, end) if end - begin == len(tokens) else self._upload(tokens)
 
-    def _tails(self, tails: Tails, kept: KeptTails | None) -> _Part:
+    def _tails(self, tails: Tails, kept: KeySource | None) -> _Part:
         num_tokens = int(tails.ends.max())
         begins, ends = self._upload(tails.begins), self._upload(tails.ends)
         mask = visible_mask(begins, ends, num_tokens, self._dtype)
@@ -170,8 +214,15 @@ class TorchAttention:
 class TorchStep:
     """One batch's attention. Layers with the same window share a plan."""
 
-    def __init__(self, attention: TorchAttention, batch: Batch, places: Tensor) -> None:
+    def __init__(
+        self,
+        attention: TorchAttention,
+        batch: Batch,
+        places: Tensor,
+        mixed: MixedStore | None = None,
+    ) -> None:
         self._attention = attention
+        self._mixed = mixed
         self._batch = batch
         self._places = places
         self._longest = int((batch.starts + batch.counts).max())
@@ -186,8 +237,13 @@ class TorchStep:
         *,
         scale: float,
         window: int | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
-        self._attention.store(layer, self._places, key, value)
+        if self._mixed is None:
+            self._attention.store(layer, self._places, key, value)
+        else:
+            assert hidden is not None
+            self._mixed.store(layer, key, value, hidden)
         plan = self._plan(window)
         num_tokens, num_kv_heads = key.shape[:2]
         # (num_tokens, num_kv_heads, heads per KV head, dim): no key is ever copied per head.
@@ -215,12 +271,16 @@ class TorchStep:
         if window is not None and window >= self._longest:
             window = None
         if window not in self._plans:
-            self._plans[window] = (
-                self._attention.plan(self._batch)
-                if window is None
-                else self._attention.plan_windowed(self._batch, window)
-            )
+            self._plans[window] = self._new_plan(window)
         return self._plans[window]
+
+    def _new_plan(self, window: int | None) -> _DevicePlan:
+        if window is not None:
+            assert self._mixed is None, "windowed layers never have the hidden form"
+            return self._attention.plan_windowed(self._batch, window)
+        if self._mixed is not None:
+            return self._attention.plan_mixed(self._batch)
+        return self._attention.plan(self._batch)
 
 
 def _tails(

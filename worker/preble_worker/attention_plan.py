@@ -16,7 +16,7 @@ Physical pages are shared only between requests whose tokens up to there are equ
 numbers are all that is needed to find what is shared. Pure: NumPy only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,15 +165,14 @@ def _common(table: npt.NDArray[np.int32]) -> int:
 def plan_step(batch: Batch, sharing: Sharing, *, page_tokens: int) -> StepPlan:
     """Full attention: every token sees all keys up to its own."""
     first = token_offsets(batch)
-    spans = [
-        Span(_tokens_of(run.rows, first, batch), run.pages, len(run.pages) * page_tokens)
-        for run in sharing.runs
-    ]
-    spans.extend(_own_pasts(batch, sharing.covered, first, page_tokens))
-    skipped = sharing.covered[: batch.num_decodes]
-    zeros = np.zeros(batch.num_decodes, dtype=np.int64)
-    tails = list(_tails(batch, skipped, zeros, page_tokens))
-    return StepPlan(spans, tails, list(_chunks(batch, first)), [])
+    prefills = range(batch.num_decodes, len(batch.slots))
+    spans = shared_spans(batch, sharing, first, page_tokens)
+    spans.extend(own_pasts(batch, prefills, sharing.covered, batch.starts, first, page_tokens))
+    decodes = np.arange(batch.num_decodes)
+    skipped = sharing.covered[decodes]
+    ends = batch.starts[decodes] + 1 - skipped * page_tokens
+    found = tails(batch, decodes, skipped, np.zeros_like(ends), ends, page_tokens)
+    return StepPlan(spans, list(found), list(chunks_of(batch, first)), [])
 
 
 def plan_windowed_step(batch: Batch, *, window: int, page_tokens: int) -> StepPlan:
@@ -184,16 +183,17 @@ def plan_windowed_step(batch: Batch, *, window: int, page_tokens: int) -> StepPl
     first = token_offsets(batch)
     lowest = np.maximum(batch.starts + 1 - window, 0)
     skipped = lowest // page_tokens
-    decodes = slice(0, batch.num_decodes)
+    decodes = np.arange(batch.num_decodes)
     begins = (lowest - skipped * page_tokens)[decodes]
-    tails = list(_tails(batch, skipped[decodes], begins, page_tokens))
+    ends = (batch.starts + 1 - skipped * page_tokens)[decodes]
+    found = list(tails(batch, decodes, skipped[decodes], begins, ends, page_tokens))
     chunks = []
     for row in range(batch.num_decodes, len(batch.slots)):
         end = int(batch.starts[row] + batch.counts[row])
         pages = _row_pages(batch, row, int(skipped[row]), end, page_tokens)
         offset = int(batch.starts[row] - skipped[row] * page_tokens)
         chunks.append(WindowedChunk(int(first[row]), int(batch.counts[row]), pages, offset))
-    return StepPlan([], tails, [], chunks)
+    return StepPlan([], found, [], chunks)
 
 
 def token_offsets(batch: Batch) -> Ints:
@@ -213,18 +213,29 @@ def _row_pages(batch: Batch, row: int, first_page: int, end: int, page_tokens: i
     return pages.astype(np.int64)
 
 
-def _own_pasts(batch: Batch, covered: Ints, first: Ints, page_tokens: int) -> Iterator[Span]:
-    """What prefill chunks alone have computed before this step."""
-    for row in range(batch.num_decodes, len(batch.slots)):
-        start, skipped = int(batch.starts[row]), int(covered[row])
-        num_tokens = start - skipped * page_tokens
+def shared_spans(batch: Batch, sharing: Sharing, first: Ints, page_tokens: int) -> list[Span]:
+    """The runs of `sharing`, in their order."""
+    return [
+        Span(_tokens_of(run.rows, first, batch), run.pages, len(run.pages) * page_tokens)
+        for run in sharing.runs
+    ]
+
+
+def own_pasts(
+    batch: Batch, rows: Iterable[int], covered: Ints, ends: Ints, first: Ints, page_tokens: int
+) -> Iterator[Span]:
+    """What each of `rows` alone has from page covered[row] up to token ends[row], where it has
+    anything, for all its tokens."""
+    for row in rows:
+        end, skipped = int(ends[row]), int(covered[row])
+        num_tokens = end - skipped * page_tokens
         if num_tokens > 0:
             queries = np.arange(first[row], first[row] + batch.counts[row])
-            pages = _row_pages(batch, row, skipped, start, page_tokens)
+            pages = _row_pages(batch, row, skipped, end, page_tokens)
             yield Span(queries, pages, num_tokens)
 
 
-def _chunks(batch: Batch, first: Ints) -> Iterator[Chunks]:
+def chunks_of(batch: Batch, first: Ints) -> Iterator[Chunks]:
     """Neighbouring chunks of one length are computed together."""
     counts = batch.counts[batch.num_decodes :]
     if not len(counts):
@@ -234,17 +245,19 @@ def _chunks(batch: Batch, first: Ints) -> Iterator[Chunks]:
         yield Chunks(int(first[batch.num_decodes + begin]), end - begin, int(counts[begin]))
 
 
-def _tails(batch: Batch, skipped: Ints, begins: Ints, page_tokens: int) -> Iterator[Tails]:
-    """The decodes' keys from page `skipped` on, in buckets of similar length."""
-    if not batch.num_decodes:
+def tails(
+    batch: Batch, rows: Ints, skipped: Ints, begins: Ints, ends: Ints, page_tokens: int
+) -> Iterator[Tails]:
+    """The keys of decodes `rows` from page `skipped` on, in buckets of similar length."""
+    if not len(rows):
         return
-    ends = batch.starts[: batch.num_decodes] + 1 - skipped * page_tokens
     num_pages = -(-ends // page_tokens)
     sizes = np.ceil(np.log2(np.maximum(num_pages, MIN_BUCKET_PAGES))).astype(np.int64)
     for size in np.unique(sizes).tolist():
-        rows = np.flatnonzero(sizes == size)
-        columns = np.arange(int(num_pages[rows].max()))
-        exists = columns < num_pages[rows, None]
-        logical = np.where(exists, skipped[rows, None] + columns, 0)
-        pages = batch.tables.pages[batch.slots[rows, None], logical]
-        yield Tails(rows, np.where(exists, pages, 0).astype(np.int64), begins[rows], ends[rows])
+        some = np.flatnonzero(sizes == size)
+        columns = np.arange(int(num_pages[some].max()))
+        exists = columns < num_pages[some, None]
+        logical = np.where(exists, skipped[some, None] + columns, 0)
+        pages = batch.tables.pages[batch.slots[rows[some], None], logical]
+        known = np.where(exists, pages, 0).astype(np.int64)
+        yield Tails(rows[some], known, begins[some], ends[some])

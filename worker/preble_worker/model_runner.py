@@ -10,6 +10,7 @@ from torch import Tensor
 
 from preble_worker.attention import Attention, AttentionStep
 from preble_worker.batch import Batch
+from preble_worker.cache_tiers import NO_TIERS, CacheTiers
 from preble_worker.sampler import SamplingRows, sample
 
 
@@ -59,19 +60,33 @@ def gather_inputs(batch: Batch, *, page_tokens: int) -> BatchInputs:
     return BatchInputs(tokens, positions, places, (ends - 1)[batch.samples])
 
 
+NO_TOKENS: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
+
 class ModelRunner:
     """Runs a model over batches. The one wait for the device is the read of the tokens."""
 
     def __init__(
-        self, model: CausalModel, attention: Attention, *, page_tokens: int, device: torch.device
+        self,
+        model: CausalModel,
+        attention: Attention,
+        *,
+        page_tokens: int,
+        device: torch.device,
+        tiers: CacheTiers = NO_TIERS,
     ) -> None:
         self._model = model
         self._attention = attention
         self._page_tokens = page_tokens
         self._device = device
+        self._tiers = tiers if tiers.any else None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        if self._tiers is not None:
+            self._tiers.begin(batch)
+            if not len(batch.slots):
+                return NO_TOKENS
         inputs = gather_inputs(batch, page_tokens=self._page_tokens)
         step = self._attention.begin(batch, self._upload(inputs.places))
         logits = self._model.forward(

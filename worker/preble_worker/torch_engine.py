@@ -7,7 +7,7 @@ asked for it, because torch takes seconds to import.
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from preble.cost import CostModel
 from preble.cost_library import known_cost_model
 from preble.errors import ConfigError
 from preble_worker.attention import TorchAttention
+from preble_worker.cache_tiers import make_tiers, with_hidden_cost
 from preble_worker.config import SchedulerConfig, WorkerConfig
+from preble_worker.hidden_form import HiddenSource
 from preble_worker.kv_pool import KVPool, KVShape, bytes_per_token
 from preble_worker.loaded import LoadedEngine
 from preble_worker.model_runner import CausalModel, ModelRunner
@@ -58,6 +60,7 @@ class LoadedModel:
     kv_shapes: Sequence[KVShape]
     vocab_size: int
     parameters: int
+    hidden_source: HiddenSource | str
 
 
 def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> LoadedEngine:
@@ -82,11 +85,19 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
         dtype=dtype,
         device=device,
     )
+    tiers, tier_config = make_tiers(config, pool, loaded.hidden_source)
+    found = cost or known_cost_model(config.model, device.type)
+    cost = with_hidden_cost(
+        found or _first_principles(config.model, loaded, raw, dtype, device),
+        tiers.hidden,
+        loaded.parameters,
+    )
     runner = ModelRunner(
         loaded.model,
-        TorchAttention(pool, dtype=dtype, device=device),
+        TorchAttention(pool, dtype=dtype, device=device, hidden=tiers.hidden),
         page_tokens=config.page_tokens,
         device=device,
+        tiers=tiers,
     )
     scheduler = SchedulerConfig(
         num_pages=num_pages,
@@ -98,13 +109,13 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
         policy=config.policy,
         prefix_caching=config.prefix_caching,
         eos_token_ids=read_eos_token_ids(directory, raw),
+        tiers=replace(tier_config, cost=cost),
+        cost=cost,
     )
     return LoadedEngine(
         engine=runner,
         scheduler=scheduler,
-        cost=cost
-        or known_cost_model(config.model, device.type)
-        or _first_principles(config.model, loaded, raw, dtype, device),
+        cost=cost,
         vocab_size=loaded.vocab_size,
         name="torch",
     )
@@ -125,6 +136,7 @@ def _load_model(
             kv_shapes=other.kv_shapes,
             vocab_size=other.vocab_size,
             parameters=other.num_parameters,
+            hidden_source="it runs through transformers' own code",
         )
     try:
         decoder_config = read_decoder_config(raw)
@@ -137,6 +149,7 @@ def _load_model(
         kv_shapes=decoder.kv_shapes,
         vocab_size=decoder_config.vocab_size,
         parameters=decoder_config.num_parameters,
+        hidden_source=decoder.hidden_source,
     )
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812, torch's own convention
 from torch import Tensor
 
 from preble_worker.attention import AttentionStep
+from preble_worker.hidden_form import HiddenSource, Projection
 from preble_worker.kv_pool import KVShape
 from preble_worker.models.decoder_config import DecoderConfig
 from preble_worker.weights import Checkpoint
@@ -46,6 +47,7 @@ class Decoder:
 
     Attributes:
         kv_shapes: what each layer keeps per token.
+        hidden_source: what the hidden form needs of the model, or why it cannot have it.
     """
 
     def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, *, num_positions: int):
@@ -69,6 +71,12 @@ class Decoder:
         self._rotations = _rotations(config, num_positions, self._head)
         shape = KVShape(config.num_kv_heads, config.head_dim, config.head_dim)
         self.kv_shapes = [shape] * config.num_layers
+        weights = config.num_layers * config.hidden_size * shape.numbers_per_token
+        self.hidden_source: HiddenSource | str = (
+            "it attends in windows"
+            if any(config.windows)
+            else HiddenSource(config.hidden_size, weights, self.projection_at)
+        )
 
     def forward(
         self, tokens: Tensor, positions: Tensor, attention: AttentionStep, last: Tensor
@@ -84,6 +92,29 @@ class Decoder:
             hidden = hidden + self._feed_forward(layer, hidden)
         return F.linear(self._normalize(hidden, self._norm), self._head)
 
+    def projection_at(self, positions: Tensor) -> Projection:
+        """Keys and values of tokens at `positions`, from what their QKV projection took.
+
+        Positions behind the last one are allowed, of tokens that nobody looks at.
+        """
+        config = self._config
+        known = positions.clamp_max(len(self._rotations) - 1)
+        rotation = self._rotations[known].unsqueeze(2).unbind(1)
+        queries = config.num_heads * config.head_dim
+
+        def project(index: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            layer = self._layers[index]
+            qkv = layer.qkv
+            bias = None if qkv.bias is None else qkv.bias[queries:]
+            projected = F.linear(hidden, qkv.weight[queries:], bias)
+            split = projected.view(len(hidden), 2, config.num_kv_heads, config.head_dim)
+            key, value = split.unbind(1)
+            if layer.key_norm is not None:
+                key = self._normalize(key, layer.key_norm)
+            return _rotate(key, *rotation), value
+
+        return project
+
     def _attend(
         self,
         index: int,
@@ -94,7 +125,8 @@ class Decoder:
     ) -> Tensor:
         config = self._config
         num_rotated = config.num_heads + config.num_kv_heads
-        qkv = layer.qkv(self._normalize(hidden, layer.input_norm))
+        normed = self._normalize(hidden, layer.input_norm)
+        qkv = layer.qkv(normed)
         qkv = qkv.view(len(hidden), num_rotated + config.num_kv_heads, config.head_dim)
         query_key, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -110,6 +142,7 @@ class Decoder:
             value,
             scale=config.head_dim**-0.5,
             window=config.windows[index],
+            hidden=normed,
         )
         return attended.flatten(1)
 

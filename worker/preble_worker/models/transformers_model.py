@@ -209,6 +209,7 @@ class _Probe:
         *,
         scale: float,
         window: int | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         self.shapes[layer] = KVShape(key.shape[1], key.shape[2], value.shape[2])
         self.windows[layer] = window
