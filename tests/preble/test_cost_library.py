@@ -104,3 +104,11 @@ def test_a_file_that_is_none_is_refused_by_its_path(tmp_path: Path) -> None:
 def test_models_nobody_measured_are_not_known() -> None:
     assert known_cost_model("nobody/has-this", "cpu") is None
     assert known_cost_model("llama-3-8b", "h100") == load_cost_model("llama-3-8b-h100")
+
+
+def test_the_demo_model_on_a_cpu_is_measured() -> None:
+    cost = known_cost_model("demo", "cpu")
+    assert cost is not None and cost.source.startswith("measured ")
+    assert cost.per_product > 0.0
+    with pytest.raises(ConfigError, match="no KV capacity"):
+        kv_capacity_tokens("demo-cpu")
