@@ -45,7 +45,7 @@ class PrebleWeights:
     wait: float = 1.0
     own: float = 1.0
     delay: float = 1.5
-    stall: float = 0.2
+    stall: float = 0.05
     decode: float = 1.0
     evict: float = 1.0
     plan: float = 1.0
