@@ -24,6 +24,7 @@ COMMANDS = {
     "analyze": "Show what a trace asks of a cluster.",
     "simulate": "Simulate a cluster on a trace and compare policies.",
     "profile": "Measure an engine and fit its cost model.",
+    "validate": "Hold the simulator against real workers.",
     "down": "Remove a cluster left running on Ray.",
     "doctor": "Check whether this machine can serve.",
     "version": "Print versions.",

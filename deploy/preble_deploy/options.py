@@ -11,6 +11,7 @@ from preble_deploy import client_settings as _  # noqa: F401  (YAML keys of all 
 from preble_deploy import profile_settings as _profile  # noqa: F401
 from preble_deploy import simulate_settings as _simulate  # noqa: F401
 from preble_deploy import trace_settings as _trace  # noqa: F401
+from preble_deploy import validate_settings as _validate  # noqa: F401
 from preble_deploy.sources import (
     AnySettings,
     Settings,
