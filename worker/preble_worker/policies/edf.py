@@ -17,7 +17,7 @@ class Edf:
     Bound: the lost ones get at least 5 % of the tokens that are started while any of them wait.
 
     Attributes:
-        debt: tokens that the demoted have coming; their turn is when it is positive.
+        debt: tokens that the demoted have coming; their turn is when it covers the first of them.
     """
 
     window = WIDE_WINDOW
@@ -67,14 +67,18 @@ class Edf:
 
 def _interleaved(hopeful: list[C], demoted: list[C], debt: float) -> Iterator[C]:
     """`hopeful` before `demoted`, but for the share that the latter have coming."""
-    first, second = iter(hopeful), iter(demoted)
-    for candidate in first:
-        while debt > 0.0 and (other := next(second, None)) is not None:
-            debt += _share(other, is_demoted=True)
-            yield other
+    num_demoted = 0
+    for candidate in hopeful:
+        while num_demoted < len(demoted):
+            after = debt + _share(demoted[num_demoted], is_demoted=True)
+            if after < 0.0:
+                break
+            debt = after
+            yield demoted[num_demoted]
+            num_demoted += 1
         debt += _share(candidate, is_demoted=False)
         yield candidate
-    yield from second
+    yield from demoted[num_demoted:]
 
 
 def _share(candidate: Candidate, *, is_demoted: bool) -> float:
