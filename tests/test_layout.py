@@ -55,6 +55,7 @@ PURE = [
     "worker/preble_worker/length_estimate.py",
     "worker/preble_worker/simulated_tokens.py",
     "worker/preble_worker/policies",
+    "worker/preble_worker/preemption.py",
     "loadgen/preble_loadgen/fit.py",
     "loadgen/preble_loadgen/steady.py",
     "loadgen/preble_loadgen/profile_plan.py",
