@@ -18,11 +18,14 @@ class Standing:
     Attributes:
         level: 0 is served first.
         turn: place among those of its level, the least is next.
+        quantum: of which level it has the quantum; the same but for who was starving, lest it
+            sinks down from the top again, a little at a time and recomputed every time.
         generated_before: tokens it had when its quantum began.
     """
 
     level: int
     turn: int
+    quantum: int
     generated_before: int
 
 
@@ -33,8 +36,8 @@ class Mlfq:
     by its own quantum: only what it generates uses that up. Then it sinks a level, and to the end
     of it; on the last level it goes to the end again.
 
-    Bound: who waited `age_escape_seconds` since it last ran returns to the first level with a new
-    quantum, behind those that are there.
+    Bound: who waited `age_escape_seconds` since it last ran returns to the first level, behind
+    those that are there, with the quantum of the level it comes from.
     """
 
     window = WIDE_WINDOW
@@ -61,7 +64,7 @@ class Mlfq:
         for candidate in waiting:
             is_starving = now - candidate.waiting_since >= self._starvation_seconds
             if is_starving and self.standing(candidate).level:
-                self._enter(candidate, 0)
+                self._enter(candidate, 0, quantum=self.standing(candidate).quantum)
 
     def dispensable(self, running: Sequence[C], *, now: float) -> list[C]:
         return sorted(running, key=self._rank, reverse=True)
@@ -86,18 +89,22 @@ class Mlfq:
         """As many levels as it used quanta up since the last review."""
         standing = self.standing(candidate)
         num_served = candidate.num_generated - standing.generated_before
-        left = num_served * self._outlook.token_seconds(candidate) - quantum_seconds(standing.level)
+        left = num_served * self._outlook.token_seconds(candidate) - quantum_seconds(
+            standing.quantum
+        )
         if left < 0.0:
             return
-        level = min(standing.level + 1, NUM_LEVELS - 1)
+        level = min(standing.quantum + 1, NUM_LEVELS - 1)
         while level < NUM_LEVELS - 1 and left >= quantum_seconds(level):
             left -= quantum_seconds(level)
             level += 1
         self._enter(candidate, level)
 
-    def _enter(self, candidate: Candidate, level: int) -> Standing:
+    def _enter(self, candidate: Candidate, level: int, *, quantum: int | None = None) -> Standing:
         self._num_turns += 1
-        standing = Standing(level, self._num_turns, candidate.num_generated)
+        standing = Standing(
+            level, self._num_turns, level if quantum is None else quantum, candidate.num_generated
+        )
         candidate.standing = standing
         return standing
 
