@@ -90,6 +90,20 @@ class WorkloadSettings(Settings):
     cv: Annotated[float, Field(gt=0), Flag(metavar="CV", panel=CONTENT)] = Field(
         3.0, description="Coefficient of variation of the gaps in the variant bursty; 1 is Poisson."
     )
+    preamble_tokens: Annotated[
+        int | None, Field(ge=0), Flag(metavar="TOKENS", panel=CONTENT, default="2400")
+    ] = Field(
+        None,
+        description="What all prompts of programming begin with; the published study tried 0, 750, "
+        "1500 and 2400.",
+    )
+    common_percent: Annotated[
+        float | None, Field(ge=0, le=95), Flag(metavar="PERCENT", panel=CONTENT, default="40")
+    ] = Field(
+        None,
+        description="Of each prompt of common_share that all share; the published study tried 0, "
+        "20, 40, 60 and 80.",
+    )
     arrivals_from: Annotated[Words, Flag(metavar="TRACE", panel=CONTENT)] = Field(
         (),
         description="Replay the gaps of this trace, rescaled to the rate; for a mixed workload, "

@@ -14,7 +14,7 @@ from preble_loadgen.trace_request import PRIVATE_ID, TraceRequest
 from preble_loadgen.traces import Trace, load_trace, save_trace
 from preble_loadgen.workloads import VARIANTS, WORKLOADS, WorkloadOptions, make_workload
 from preble_loadgen.workloads.arrival_times import replayed
-from preble_loadgen.workloads.popularity import DRIFT_SECONDS, HOT_SECONDS
+from preble_loadgen.workloads.popularity import DRIFT_SECONDS, HOT_SECONDS, chosen_keys
 
 KEYED = ("tool_use", "programming", "video_qa", "long_documents")
 
@@ -98,6 +98,19 @@ def test_zipf(name: str) -> None:
     assert first[1] / 3000 == pytest.approx(1 / sum(r**-1.4 for r in range(1, 51)), rel=0.1)
 
 
+@pytest.mark.parametrize("exponent", [0.6, 0.9, 1.1, 1.4])
+def test_zipf_by_rank(exponent: float) -> None:
+    """Each rank's share within four standard errors of its law."""
+    size, keys = 20_000, 40
+    times = np.arange(size) / 10
+    options = WorkloadOptions(variants=frozenset({"zipf"}), zipf=exponent)
+    drawn = chosen_keys(np.ones(keys), times, options, np.random.default_rng(5), exact=True)
+    law = np.arange(1, keys + 1) ** -exponent
+    law /= law.sum()
+    error = np.sqrt(law * (1 - law) / size)
+    assert (np.abs(np.bincount(drawn, minlength=keys) / size - law) < 4 * error).all()
+
+
 def test_drift_deals_popularity_anew() -> None:
     trace = made("tool_use", "drift", "zipf", requests=3000, prefixes=40, rate=2.0, zipf=1.4)
     favourites = defaultdict(Counter[int])
@@ -106,6 +119,29 @@ def test_drift_deals_popularity_anew() -> None:
     periods = list(favourites.values())[:4]
     assert len({counts.most_common(1)[0][0] for counts in periods}) > 1
     assert all(counts.most_common(1)[0][1] > 0.25 * counts.total() for counts in periods)
+
+
+def test_drift_keeps_the_shape_of_popularity() -> None:
+    """Dealt anew, but to as many favourites as before, in periods of five minutes."""
+    times = np.arange(30_000) / 20
+    options = WorkloadOptions(variants=frozenset({"zipf", "drift"}), zipf=1.4)
+    drawn = chosen_keys(np.ones(50), times, options, np.random.default_rng(5), exact=False)
+    periods = np.split(drawn, 5)
+    assert times[6000] == DRIFT_SECONDS == 300
+    shares = [np.sort(np.bincount(period, minlength=50))[::-1] / 6000 for period in periods]
+    assert np.std(shares, axis=0).max() < 0.02
+    assert len({int(np.bincount(period).argmax()) for period in periods}) > 2
+
+
+def test_a_burst_lasts_thirty_seconds_in_sessions_too() -> None:
+    """Of the time in which sessions begin, which run slower than requests."""
+    variants = ("sessions", "even", "hot-burst")
+    trace = made("tool_use", *variants, requests=6000, prefixes=300, rate=20.0)
+    firsts = [r for r in trace.requests if r.turn == 0]
+    (hot, _), *_ = key_counts(tuple(firsts)).most_common(1)
+    times = [r.at for r in firsts if r.segments[1].id == hot]
+    low, high = np.percentile(times, [10, 90])
+    assert 20 < high - low <= HOT_SECONDS
 
 
 def test_a_burst_of_one_prefix() -> None:
@@ -140,6 +176,21 @@ def test_the_mixed_workload_replays_a_trace_for_each_part() -> None:
         make_workload("mixed", WorkloadOptions(requests=10))
 
 
+def test_the_mixed_workload_as_it_was_sent() -> None:
+    """From record 200 on, at 0.7 of the recorded time for two workers; a rate overrides that."""
+    slow_start = (*range(0, 20_000, 100), *range(20_000, 21_000))
+    recorded = (tuple(map(float, slow_start)),) * 2
+    for workers, gap in ((2, 0.7), (4, 0.35)):
+        trace = made("mixed", "as-sent", requests=500, workers=workers, arrivals=recorded)
+        tools = [r.at for r in trace.requests if r.output_tokens > 12]
+        assert len(tools) == 400
+        assert np.diff(tools) == pytest.approx(gap, abs=1e-5)
+    paced = made("mixed", "as-sent", requests=500, rate=5.0, arrivals=recorded)
+    assert paced.requests[0].at == 0 and paced.requests[-1].at == pytest.approx(100, rel=0.02)
+    with pytest.raises(ConfigError, match="record 200"):
+        made("mixed", "as-sent", requests=50, arrivals=((0.0, 1.0),))
+
+
 def test_the_second_part_begins_in_the_middle_of_the_only_trace() -> None:
     times = (*range(10), *range(10, 100, 10))
     trace = made("mixed", requests=10, rate=1.0, arrivals=(tuple(map(float, times)),))
@@ -165,6 +216,28 @@ def test_agents_wait_for_their_answers(name: str) -> None:
             assert later.segments[-1].length > earlier.output_tokens
     thinks = [r.think_seconds for turns in sessions.values() for r in turns[1:]]
     assert np.mean(np.array(thinks, dtype=float)) == pytest.approx(1.5, rel=0.15)
+
+
+@pytest.mark.parametrize("tokens", [0, 750, 1500, 2400])
+def test_programming_with_another_preamble(tokens: int) -> None:
+    published = made("programming", requests=200, prefixes=20)
+    asked = made("programming", requests=200, prefixes=20, preamble_tokens=tokens)
+    for usual, other in zip(published.requests, asked.requests, strict=True):
+        lengths = [s.length for s in other.segments]
+        assert lengths == [tokens] * bool(tokens) + [s.length for s in usual.segments[1:]]
+        assert (other.at, other.output_tokens) == (usual.at, usual.output_tokens)
+
+
+@pytest.mark.parametrize("percent", [0, 20, 40, 60, 80])
+def test_common_share(percent: int) -> None:
+    trace = made("common_share", workers=2, common_percent=percent)
+    assert len(trace.requests) == 1800
+    assert {sum(s.length for s in r.segments) for r in trace.requests} == {4000}
+    firsts = {r.segments[0] for r in trace.requests}
+    rest = {r.segments[-2] for r in trace.requests}
+    assert len(rest) == 60
+    assert firsts == rest if percent == 0 else {s.length for s in firsts} == {40 * percent}
+    assert len(firsts) == (1 if percent else 60)
 
 
 def test_environments_share_few_shot_examples_in_the_study_only() -> None:
@@ -265,6 +338,10 @@ def test_a_workload_has_a_variant_or_says_which_it_has(name: str, variant: str) 
         ("tool_use", WorkloadOptions(variants=frozenset({"even", "zipf"})), "exclude"),
         ("tool_use", WorkloadOptions(variants=frozenset({"even", "drift"})), "exclude"),
         ("tool_use", WorkloadOptions(lengths=((1, 1),)), "--lengths-from is for no_sharing"),
+        ("tool_use", WorkloadOptions(preamble_tokens=1), "--preamble-tokens is for programming"),
+        ("programming", WorkloadOptions(common_percent=1), "it is for common_share"),
+        ("common_share", WorkloadOptions(common_percent=96), "between 0 and 95"),
+        ("programming", WorkloadOptions(preamble_tokens=-1), "at least 0, not -1"),
         ("families", WorkloadOptions(arrivals=((0.0, 1.0),)), "means nothing"),
     ],
 )

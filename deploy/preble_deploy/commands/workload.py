@@ -7,13 +7,16 @@ Variants: [bold]even[/] (every prefix equally often), [bold]zipf[/] (popularity 
 [bold]bursty[/] (gamma arrivals), [bold]drift[/] (popularity changes every 5 minutes),
 [bold]hot-burst[/] (for 30 s half of the arrivals go to one prefix), [bold]singles[/] (a tenth of
 the prompts shares no document), [bold]sessions[/] (closed loop), [bold]study[/] (shared few-shot
-examples), [bold]as-sent[/] (caps of the published load generator).
+examples), [bold]as-sent[/] (caps of the published load generator; mixed: its arrivals,
+from record 200 of each trace).
 
 [bold]Examples[/]
 
   preble workload tool_use --out tools.jsonl
   preble workload tool_use --variant zipf,bursty --zipf 1.4 --workers 8 --out hot.jsonl.gz
   preble workload mixed --arrivals-from azure_code.csv --rate 12 --out mixed.jsonl
+  preble workload programming --preamble-tokens 750 --out short.jsonl
+  preble workload common_share --common-percent 80 --out common.jsonl
   preble workload no_sharing --lengths-from servegen.csv --requests 5000 --out none.jsonl
 """
 
@@ -73,6 +76,8 @@ def _options(settings: WorkloadSettings) -> "WorkloadOptions":
         variants=frozenset(settings.variant),
         zipf=settings.zipf,
         cv=settings.cv,
+        preamble_tokens=settings.preamble_tokens,
+        common_percent=settings.common_percent,
         arrivals=tuple(tuple(request.at for request in requests) for requests in recorded),
         lengths=tuple((prompt_tokens(request), request.output_tokens) for request in measured),
     )

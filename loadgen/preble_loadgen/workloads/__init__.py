@@ -1,7 +1,8 @@
 """Synthetic workloads, one file each, from statistics alone: no data set is needed. Pure.
 
 tool_use.py, embodied_agent.py, programming.py, video_qa.py and long_documents.py imitate the five
-of the published study (arXiv 2407.00023); mixed.py puts two together; hot_prefix.py,
+of the published study (arXiv 2407.00023), common_share.py its micro-benchmark; mixed.py puts two
+together; hot_prefix.py,
 shared_system_prompt.py, quiet_burst.py and families.py are scenarios in which routers are known to
 fail; no_sharing.py is the control.
 
@@ -14,6 +15,7 @@ import xxhash
 from preble.errors import ConfigError
 from preble_loadgen.traces import Trace
 from preble_loadgen.workloads import (
+    common_share,
     embodied_agent,
     families,
     hot_prefix,
@@ -40,6 +42,7 @@ WORKLOADS = {
     "long_documents": long_documents.WORKLOAD,
     "mixed": mixed.MIXED,
     "mixed_long": mixed.MIXED_LONG,
+    "common_share": common_share.WORKLOAD,
     "hot_prefix": hot_prefix.WORKLOAD,
     "shared_system_prompt": shared_system_prompt.WORKLOAD,
     "quiet_burst": quiet_burst.WORKLOAD,
@@ -75,6 +78,10 @@ def _check(name: str, workload: Workload, options: WorkloadOptions) -> None:
         raise ConfigError(f"{name} has no variant {wrong[0]!r}; allowed: {allowed}")
     if options.lengths and not workload.takes_lengths:
         raise ConfigError(f"{name} has lengths of its own; --lengths-from is for no_sharing")
+    if options.preamble_tokens is not None and not workload.takes_preamble:
+        raise ConfigError(f"{name} has no preamble to size; --preamble-tokens is for programming")
+    if options.common_percent is not None and not workload.takes_common:
+        raise ConfigError(f"--common-percent means nothing to {name}; it is for common_share")
     if options.arrivals and "bursty" in options.variants:
         raise ConfigError("--arrivals-from and --variant bursty exclude each other")
     if options.arrivals and "bursty" not in workload.variants:

@@ -36,9 +36,13 @@ def replayed(size: int, rate: float, recorded: Sequence[float]) -> Floats:
 
     Recorded times that do not differ have no gaps to scale; then all arrive at once.
     """
+    times = slowed(size, recorded, 1.0)
+    return times * ((size - 1) / rate / times[-1]) if size and times[-1] > 0 else times
+
+
+def slowed(size: int, recorded: Sequence[float], factor: float) -> Floats:
+    """The recorded gaps in their order, from the first again after the last, `factor` as long."""
     gaps = np.diff(np.asarray(recorded, dtype=np.float64))
     if size < 2 or not gaps.any():
         return np.zeros(size)
-    gaps = np.resize(gaps, size - 1)
-    times = np.concatenate([[0.0], np.cumsum(gaps)])
-    return times * ((size - 1) / rate / times[-1]) if times[-1] > 0 else times
+    return np.concatenate([[0.0], np.cumsum(np.resize(gaps, size - 1))]) * factor

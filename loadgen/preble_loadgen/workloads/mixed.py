@@ -2,12 +2,16 @@
 
 Arrivals are recorded ones, rescaled to the rate: the first trace given for the first workload, the
 second, or the first again from its middle, for the second. The published study used Azure's code
-and conversation traces. The variant bursty needs no trace.
+and conversation traces, from record 200 on, with times x 0.7 on two GPUs: so does the variant
+as-sent, unless a rate is asked for. The variant bursty needs no trace.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from preble.errors import ConfigError
+from preble_loadgen.workloads.arrival_times import slowed
+from preble_loadgen.workloads.distributions import Floats
 from preble_loadgen.workloads.draft import Draft
 from preble_loadgen.workloads.keyed import (
     POPULARITY_VARIANTS,
@@ -31,6 +35,10 @@ FIRST_SHARE = 0.8
 """Of the requests: 3,600 of 4,500 in the published study."""
 REQUESTS_PER_WORKER = 2250
 RATE_PER_WORKER = 3.0
+SENT_FROM_RECORD = 200
+SENT_TIME_FACTOR = 0.7
+SENT_WORKERS = 2
+"""For which that factor is; more of them get proportionally more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +65,25 @@ def _drafts(first: _Part, second: _Part, options: WorkloadOptions, streams: Stre
             continue
         sized = replace(options, requests=size, rate=rate * size / requests)
         prompts = part.prompts(sized, streams, tree)
-        times = part.scale.arrivals(sized, streams, part=number)
+        times = _times(part, number, options, sized, streams)
         drafts += keyed_drafts(prompts, times, sized, streams, tree)
     return drafts
+
+
+def _times(
+    part: _Part, number: int, options: WorkloadOptions, sized: WorkloadOptions, streams: Streams
+) -> Floats:
+    """Arrivals of one part: of so many requests, at the rate or the pace asked for."""
+    if "as-sent" not in options.variants or options.rate is not None or not options.arrivals:
+        return part.scale.arrivals(sized, streams, part=number)
+    recorded = options.arrivals[min(number, len(options.arrivals) - 1)][SENT_FROM_RECORD:]
+    if len(recorded) < 2:
+        raise ConfigError(
+            f"--variant as-sent begins at record {SENT_FROM_RECORD} of each trace of "
+            "--arrivals-from; the one given is shorter"
+        )
+    factor = SENT_TIME_FACTOR * SENT_WORKERS / options.workers
+    return slowed(part.scale.num_requests(sized), recorded, factor)
 
 
 def _one_for_each(arrivals: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:

@@ -38,6 +38,9 @@ class WorkloadOptions:
         variants: of `VARIANTS`.
         zipf: exponent of the variant zipf.
         cv: of the variant bursty.
+        preamble_tokens: that all prompts share, for a workload that takes it; None for its own.
+        common_percent: of each prompt that all share, for a workload that takes it; None for its
+            own.
         arrivals: for each part of the workload, times whose gaps are replayed, in seconds; () for
             random ones.
         lengths: (prompt, output) tokens of the requests, for a workload that takes them.
@@ -52,6 +55,8 @@ class WorkloadOptions:
     variants: frozenset[str] = frozenset()
     zipf: float = 1.1
     cv: float = 3.0
+    preamble_tokens: int | None = None
+    common_percent: float | None = None
     arrivals: tuple[tuple[float, ...], ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
 
@@ -73,6 +78,12 @@ class WorkloadOptions:
         for name, value in positive.items():
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be more than 0, not {value}")
+        if self.preamble_tokens is not None and self.preamble_tokens < 0:
+            raise ConfigError(f"--preamble-tokens must be at least 0, not {self.preamble_tokens}")
+        if self.common_percent is not None and not 0 <= self.common_percent <= 95:
+            raise ConfigError(
+                f"--common-percent must be between 0 and 95, not {self.common_percent}"
+            )
         if {"even", "zipf"} <= self.variants:
             raise ConfigError("--variant even and zipf exclude each other")
         if {"even", "drift"} <= self.variants:

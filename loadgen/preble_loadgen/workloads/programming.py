@@ -2,6 +2,7 @@
 
 Prompt 3,871 (1,656) tokens, output 190 (343); requests per problem as it has solutions. Source:
 arXiv 2407.00023, table 1. The published load generator caps outputs at 512: variant as-sent.
+Its micro-benchmark varies the demonstrations: 0, 750, 1,500, 2,400 tokens.
 """
 
 from preble_loadgen.workloads.distributions import clipped, log_normals
@@ -25,7 +26,9 @@ SENT_OUTPUT_TOKENS = 512
 
 def problem_prompts(options: WorkloadOptions, streams: Streams, tree: PromptTree) -> KeyedPrompts:
     """The content."""
-    demonstrations = tree.node(DEMONSTRATION_TOKENS)
+    asked = options.preamble_tokens
+    preamble_tokens = DEMONSTRATION_TOKENS if asked is None else asked
+    demonstrations = (tree.node(preamble_tokens),) if preamble_tokens else ()
     size = SCALE.num_keys(options)
     lengths = log_normals(streams.tree, 1600, 2300, size)
     longest_output = SENT_OUTPUT_TOKENS if "as-sent" in options.variants else 4000
@@ -38,7 +41,7 @@ def problem_prompts(options: WorkloadOptions, streams: Streams, tree: PromptTree
         ]
 
     return KeyedPrompts(
-        preamble=(demonstrations,),
+        preamble=demonstrations,
         keys=[tree.node(clipped(length, 120, 24000)) for length in lengths],
         weights=log_normals(streams.popularity, 23, 45, size),
         exact=False,
@@ -56,4 +59,5 @@ WORKLOAD = Workload(
     summary="Programming (APPS): demonstrations that all share, then one of many problems.",
     variants=POPULARITY_VARIANTS | {"as-sent"},
     drafts=_drafts,
+    takes_preamble=True,
 )

@@ -91,10 +91,11 @@ def _sessions(
     tree: PromptTree,
 ) -> list[Draft]:
     """Each query is a session that begins at its time, as many as make the requests."""
-    tools = chosen_keys(prompts.weights, times, options, streams.popularity, exact=False)
-    drafts: list[Draft] = []
     # The steps of a query come on top of its first, so that sessions begin more slowly.
-    for number, (start, tool) in enumerate(zip(times * STEPS_PER_QUERY, tools, strict=True)):
+    starts = times * STEPS_PER_QUERY
+    tools = chosen_keys(prompts.weights, starts, options, streams.popularity, exact=False)
+    drafts: list[Draft] = []
+    for number, (start, tool) in enumerate(zip(starts, tools, strict=True)):
         at = float(start)
         node = prompts.keys[tool]
         for turn, leaf in enumerate(_query(node.length, streams.lengths, tree)):

@@ -16,6 +16,8 @@ class Workload:
         variants: those of options.VARIANTS that it has.
         drafts: draws the requests, in any order; more than `options.requests` are cut off.
         takes_lengths: whether `options.lengths` means something to it.
+        takes_preamble, takes_common: likewise `options.preamble_tokens` and
+            `options.common_percent`.
         needs_arrivals: whether it is nothing without recorded or bursty arrivals.
     """
 
@@ -23,4 +25,6 @@ class Workload:
     variants: frozenset[str]
     drafts: Callable[[WorkloadOptions, Streams], list[Draft]]
     takes_lengths: bool = False
+    takes_preamble: bool = False
+    takes_common: bool = False
     needs_arrivals: bool = False
