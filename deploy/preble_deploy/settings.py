@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from preble.transport import Tls
 from preble_deploy.choices import length_predictors, local_policies, routing_policies
+from preble_deploy.listed_words import Addresses, Tiers, words
 from preble_deploy.sources import Flag, Settings
 from preble_router.config import RouterConfig
 from preble_worker.config import WorkerConfig
@@ -21,30 +22,7 @@ LOOPBACK = "127.0.0.1"
 WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})
 
 
-def _words(value: Any) -> Any:
-    """Lists may be given as one string, split at commas and blanks."""
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list | tuple):
-        return tuple(word for item in value for word in str(item).replace(",", " ").split())
-    return value
-
-
-def _address(value: str) -> str:
-    bare = value.removeprefix("grpc://")
-    host, _, port = bare.rpartition(":")
-    if "/" in bare or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{value!r} is no gRPC address; allowed: HOST:PORT")
-    return bare
-
-
-def _address_words(value: Any) -> Any:
-    words = _words(value)
-    return tuple(_address(word) for word in words) if isinstance(words, tuple) else words
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Addresses = Annotated[tuple[str, ...], BeforeValidator(_address_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(words)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -254,6 +232,23 @@ class EngineOptions(ProcessSettings):
         bool,
         Flag(names=("--enable-prefix-caching/--no-enable-prefix-caching",), panel=ENGINE),
     ] = Field(True, description="Keep prefixes and share them between requests.")
+    kv_tiers: Annotated[Tiers, Flag(metavar="TIER", panel=ENGINE, default="none")] = Field(
+        (),
+        description="Where else requests may be kept than in full precision on the device: `host` "
+        "memory, to which preempted requests swap where that takes less than computing them "
+        "again; `int8`, the form they have there; `hidden`, what keys and values are projected "
+        "from, where a model keeps less of that. Repeat it, or separate them with commas.",
+    )
+    host_kv_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="four times the device's")
+    ] = Field(0, description="Size of one worker's cache in host memory, with `--kv-tiers host`.")
+    copy_rate: Annotated[
+        float, Field(ge=0), Flag(metavar="BYTES/S", panel=ENGINE, default="the device's")
+    ] = Field(
+        0.0,
+        description="Bytes per second between device and host, by which swapping is weighed. On a "
+        "CPU copies also take as long.",
+    )
     threads: Annotated[
         int, Field(ge=0), Flag(metavar="THREADS", panel=ENGINE, default="cores per worker")
     ] = Field(0, description="CPU threads of one worker's torch.")
@@ -277,6 +272,9 @@ class EngineOptions(ProcessSettings):
             "context_tokens": self.max_model_len,
             "policy": self.local_policy,
             "prefix_caching": self.enable_prefix_caching,
+            "kv_tiers": self.kv_tiers,
+            "host_kv_tokens": self.host_kv_tokens,
+            "copy_rate": self.copy_rate,
             "dtype": self.dtype,
             "device": self.device,
             "threads": self.threads,

@@ -103,6 +103,7 @@ def test_lists_in_variables_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (WorkerSettings, {"engine": "vllm"}, "--engine is 'vllm'; allowed: torch, simulated"),
         (WorkerSettings, {"device": "gpu"}, "--device is 'gpu'"),
         (WorkerSettings, {"page_size": "0"}, "--page-size is '0'; allowed: a whole number from 1"),
+        (WorkerSettings, {"kv_tiers": ["host,disk"]}, "'disk' is no tier; allowed: host, int8, h"),
         (WorkerSettings, {"router": ["x:99999"]}, "'x:99999' is no gRPC address"),
         (WorkerSettings, {"ssl_certfile": "c"}, "--ssl-certfile and --ssl-keyfile must be given"),
         (ServeSettings, {"workers": "0"}, "--workers is '0'; allowed: a whole number from 1"),
@@ -213,6 +214,7 @@ def test_command_line_of_settings_gives_the_same_settings() -> None:
             "model": "/models/m",
             "router": ["a:1,b:2"],
             "page_size": "32",
+            "kv_tiers": "host int8",
             "enable_prefix_caching": False,
             "worker_token": "hush",
             "ssl_certfile": "c",
@@ -224,6 +226,8 @@ def test_command_line_of_settings_gives_the_same_settings() -> None:
     assert "--no-enable-prefix-caching" in arguments
     assert "hush" not in " ".join(arguments), "everybody can read a command line"
     assert variables == {"PREBLE_WORKER_TOKEN": "hush"}
+    given = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--kv-tiers"]
+    assert " ".join(given).replace(",", " ").split() == ["host", "int8"]
 
 
 def test_children_do_not_read_the_variables_of_their_parent_again() -> None:
@@ -249,8 +253,17 @@ def test_router_config_carries_every_option() -> None:
 def test_worker_config_carries_every_option() -> None:
     config = load(
         WorkerSettings,
-        {"max_model_len": "100", "max_num_batched_tokens": "64", "local_policy": "fcfs"},
+        {
+            "max_model_len": "100",
+            "max_num_batched_tokens": "64",
+            "local_policy": "fcfs",
+            "kv_tiers": "host,hidden",
+            "host_kv_tokens": "3200",
+            "copy_rate": "1e9",
+        },
     ).config_of(Path("/models/m"))
+    assert (config.kv_tiers, config.host_kv_tokens) == (("host", "hidden"), 3200)
+    assert config.copy_rate == 1e9
     assert (config.context_tokens, config.max_batch_tokens) == (100, 64)
     assert config.policy == "fcfs"
     assert config.host == "127.0.0.1"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from preble.cost import CostModel
 from preble.errors import ConfigError
 from preble_worker.batch import Batch
-from preble_worker.config import TierConfig, WorkerConfig
+from preble_worker.config import NO_TIERS, TierConfig, WorkerConfig
 from preble_worker.copy_lane import make_lane
 from preble_worker.hidden_form import HiddenForm, HiddenSource, hidden_page_tokens
 from preble_worker.host_pool import HostPool, host_bytes_per_page
@@ -46,7 +46,7 @@ class CacheTiers:
             self.hidden.upgrade(upgrade)
 
 
-NO_TIERS = CacheTiers()
+NO_CACHE_TIERS = CacheTiers()
 
 
 def make_tiers(
@@ -61,6 +61,8 @@ def make_tiers(
         ConfigError: the model cannot have the hidden form, or a size is not possible.
     """
     wanted = config.kv_tiers
+    if not wanted:
+        return NO_CACHE_TIERS, NO_TIERS
     if "int8" in wanted and "host" not in wanted:
         raise ConfigError("kv_tiers has 'int8', the form of what is in host memory, but no 'host'")
     hidden = _hidden_form(pool, source) if "hidden" in wanted else None

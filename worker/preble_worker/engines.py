@@ -11,6 +11,7 @@ from preble.cost_library import load_cost_model
 from preble.errors import ConfigError
 from preble.first_principles import H100, LLAMA_3_8B, estimated_cost
 from preble_worker.config import SchedulerConfig, WorkerConfig
+from preble_worker.estimated_tiers import named_tiers
 from preble_worker.loaded import LoadedEngine
 from preble_worker.simulated_engine import LOWEST_TOKEN, SimulatedEngine
 
@@ -83,6 +84,15 @@ def load_simulated_engine(config: WorkerConfig, *, cost: CostModel | None) -> Lo
             policy=config.policy,
             prefix_caching=config.prefix_caching,
             eos_token_ids=shape.eos_token_ids,
+            tiers=named_tiers(
+                cost.name,
+                config.kv_tiers,
+                kv_tokens=kv_tokens,
+                page_tokens=config.page_tokens,
+                host_kv_tokens=config.host_kv_tokens,
+                copy_rate=config.copy_rate,
+            ),
+            cost=cost,
         ),
         cost=cost,
         vocab_size=shape.vocab_size,

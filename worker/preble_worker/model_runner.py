@@ -10,7 +10,7 @@ from torch import Tensor
 
 from preble_worker.attention import Attention, AttentionStep
 from preble_worker.batch import Batch
-from preble_worker.cache_tiers import NO_TIERS, CacheTiers
+from preble_worker.cache_tiers import NO_CACHE_TIERS, CacheTiers
 from preble_worker.sampler import SamplingRows, sample
 
 
@@ -73,7 +73,7 @@ class ModelRunner:
         *,
         page_tokens: int,
         device: torch.device,
-        tiers: CacheTiers = NO_TIERS,
+        tiers: CacheTiers = NO_CACHE_TIERS,
     ) -> None:
         self._model = model
         self._attention = attention

@@ -1,0 +1,155 @@
+"""The real scheduler over the torch engine with tiers: the same tokens as without."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import transformers
+from tier_helpers import MODELS
+from torch_helpers import (
+    TINY,
+    generate,
+    greedy,
+    load,
+    random_prompts,
+    save_model,
+    serve,
+    worker_config,
+)
+
+from preble.errors import ConfigError
+from preble_worker.batch import Batch, Direction, Engine
+from preble_worker.config import TierConfig
+from preble_worker.loaded import LoadedEngine
+from preble_worker.torch_engine import load_torch_engine
+
+PROMPTS = random_prompts(seed=7, num=16, shortest=20, longest=50)
+NEW_TOKENS = 32
+
+
+@dataclass
+class Counting:
+    """An engine that counts the pages moved each way, and the tokens computed."""
+
+    engine: Engine
+    pages: Counter[Direction] = field(default_factory=Counter)
+    tokens: int = 0
+
+    def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        for move in batch.moves:
+            self.pages[move.direction] += len(move.device_pages)
+        self.tokens += int(batch.counts.sum())
+        return self.engine.run(batch)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Any:
+    return save_model(MODELS["llama-2"](), directory)
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any) -> list[list[int]]:
+    return generate(model, PROMPTS, NEW_TOKENS)
+
+
+def short_of_pages(directory: Path, **options: Any) -> tuple[LoadedEngine, Counting]:
+    """An engine under a scheduler with so few pages that requests lose theirs, and for which
+    copying always pays."""
+    loaded = load(directory, kv_cache_tokens=2048, host_kv_tokens=4096, **options)
+    tiers = replace(loaded.scheduler.tiers, cost=None)
+    scheduler = replace(loaded.scheduler, num_pages=14, context_tokens=128, tiers=tiers, cost=None)
+    counting = Counting(loaded.engine)
+    return replace(loaded, scheduler=scheduler, engine=counting), counting
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("copy_rate", [0.0, 1e7])
+def test_swapped_requests_go_on(
+    directory: Path, expected: list[list[int]], caching: bool, copy_rate: float
+) -> None:
+    options = {"kv_tiers": ("host",), "copy_rate": copy_rate, "prefix_caching": caching}
+    loaded, counting = short_of_pages(directory, **options)
+    served = serve(loaded, PROMPTS, greedy(NEW_TOKENS))
+    assert served.tokens == expected
+    assert served.preemptions > 0
+    assert counting.pages[Direction.OFFLOAD] and counting.pages[Direction.UPLOAD]
+
+
+def test_swapping_saves_computing(directory: Path, expected: list[list[int]]) -> None:
+    """Without prefix caching, what a preempted request had comes from the host or is lost."""
+    computed = []
+    for tiers in ((), ("host",)):
+        loaded, counting = short_of_pages(directory, kv_tiers=tiers, prefix_caching=False)
+        assert serve(loaded, PROMPTS, greedy(NEW_TOKENS)).tokens == expected
+        computed.append(counting.tokens)
+    assert computed[1] < computed[0]
+
+
+def test_int8_goes_on_much_the_same(directory: Path, expected: list[list[int]]) -> None:
+    loaded, counting = short_of_pages(directory, kv_tiers=("host", "int8"), prefix_caching=False)
+    served = serve(loaded, PROMPTS, greedy(NEW_TOKENS))
+    assert counting.pages[Direction.UPLOAD]
+    same = np.array(served.tokens) == np.array(expected)
+    assert same.mean() > 0.8
+    assert served.tokens != expected or same.all()
+
+
+def test_sizes_and_prices(directory: Path, model: Any) -> None:
+    everything = ("host", "int8", "hidden")
+    loaded = load(directory, kv_tiers=everything, kv_cache_tokens=1600, copy_rate=1e6)
+    tiers = loaded.scheduler.tiers
+    # 2 layers, keys and values of 64 float32 numbers, 16 tokens to a page.
+    assert tiers.page_bytes == 2 * 2 * 64 * 4 * 16
+    assert tiers.page_copy_seconds == pytest.approx(tiers.page_bytes / 1e6)
+    assert (tiers.host_pages, tiers.int8, tiers.hidden_page_tokens) == (400, True, 32)
+    assert tiers.cost is not None and tiers.cost.per_hidden_token > 0
+    assert tiers.cost.per_hidden_token < tiers.cost.per_prefill_token
+
+
+def test_off_by_default(directory: Path, model: Any) -> None:
+    scheduler = load(directory).scheduler
+    assert replace(scheduler.tiers, cost=None) == TierConfig()
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (transformers.LlamaConfig(**TINY), "d_model = 64 numbers, keys and values are 2·n_kv·d_h"),
+        (
+            transformers.MistralConfig(**(TINY | {"num_key_value_heads": 4}), sliding_window=20),
+            "it attends in windows",
+        ),
+        (
+            transformers.GPT2Config(n_positions=64, n_embd=64, n_layer=1, n_head=4),
+            "it runs through transformers' own code",
+        ),
+    ],
+    ids=["gqa", "windows", "transformers"],
+)
+def test_models_that_cannot_have_the_hidden_form(config: Any, why: str, tmp_path: Path) -> None:
+    save_model(config, tmp_path)
+    with pytest.raises(ConfigError, match=why):
+        load_torch_engine(worker_config(tmp_path, kv_tiers=("hidden",)), cost=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kv_tiers": ("int8",)}, "no 'host'"),
+        ({"kv_tiers": ("host",), "host_kv_tokens": 15}, "less than a page of 16 tokens"),
+    ],
+)
+def test_options_that_make_no_sense(
+    directory: Path, model: Any, options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load(directory, **options)
