@@ -10,7 +10,7 @@ import xxhash
 from preble.events import CacheEvents, Evicted
 from preble.page_keys import KEY_BYTES, key_sum, pack_tokens, unpack_tokens
 from preble.types import FinishReason, RequestOutput, SamplingParams, WorkerRequest
-from preble_worker.batch import Batch, Direction, Move
+from preble_worker.batch import ALL_KV, Batch, Direction, Move, Upgrade
 from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
 from preble_worker.outputs import StepOutputs
 from preble_worker.scheduler import LocalScheduler
@@ -46,16 +46,24 @@ class FakeEngine:
         self.num_offloaded = self.num_uploaded = 0
         self.num_prefill_tokens = 0
         self.num_decode_tokens = 0
-        self._token = np.full(num_pages * page_tokens, -1, dtype=np.int64)
-        self._position = np.full(num_pages * page_tokens, -1, dtype=np.int64)
-        self._reader = np.full(num_pages * page_tokens, EXACT, dtype=np.int64)
-        self._pools = [self._token, self._position, self._reader]
-        self._host = np.full((3, tiers.host_pages, page_tokens), -1, dtype=np.int64)
+        self.num_upgraded = self.num_hidden = 0
+        self._hidden_page_tokens = tiers.hidden_page_tokens
+        self._width = max(page_tokens, tiers.hidden_page_tokens)
+        num_places = num_pages * self._width
+        self._token = np.full(num_places, -1, dtype=np.int64)
+        self._position = np.full(num_places, -1, dtype=np.int64)
+        self._is_hidden = np.zeros(num_places, dtype=np.int64)
+        self._reader = np.full(num_places, EXACT, dtype=np.int64)
+        self._pools = [self._token, self._position, self._reader, self._is_hidden]
+        self._host = np.full((4, tiers.host_pages, self._width), -1, dtype=np.int64)
         self._late: list[Move] = []
         self._seen: tuple[int, list[int], list[list[int]]] = (-1, [], [])
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
         self._copy(batch.moves)
+        for upgrade in batch.upgrades:
+            self._upgrade(batch, upgrade)
+        self._check_hidden(batch)
         self._check_shape(batch)
         self._check_composition(batch)
         inputs = np.concatenate(
@@ -69,6 +77,7 @@ class FakeEngine:
             self._token[places] = inputs[ends[row] - batch.counts[row] : ends[row]]
             self._position[places] = np.arange(batch.counts[row]) + batch.starts[row]
             self._reader[places] = EXACT
+            self._is_hidden[places] = self._hidden_positions(batch, row)[batch.starts[row] :]
         drawn = [self._draw(batch, row) for row in np.flatnonzero(batch.samples)]
         return np.array(drawn, dtype=np.int64)
 
@@ -81,17 +90,48 @@ class FakeEngine:
             self.num_offloaded += len(host) * is_offload
             self.num_uploaded += len(host) * (not is_offload)
             for flat, kept in zip(self._pools, self._host, strict=True):
-                pages = flat.reshape(-1, self.page_tokens)
+                pages = flat.reshape(-1, self._width)
                 if is_offload:
                     kept[host] = pages[device]
                 else:
                     pages[device] = kept[host]
             if move.int8 and not is_offload:
-                self._reader.reshape(-1, self.page_tokens)[device] = INEXACT
+                self._reader.reshape(-1, self._width)[device] = INEXACT
+
+    def _upgrade(self, batch: Batch, upgrade: Upgrade) -> None:
+        """K and V of what was hidden."""
+        assert not set(upgrade.pages.tolist()) & set(upgrade.hidden_pages.tolist())
+        assert batch.tables.hidden_from[upgrade.slot] == ALL_KV
+        numbers = np.arange(upgrade.num_tokens)
+        sources = self._at(upgrade.hidden_pages, numbers, self._hidden_page_tokens)
+        targets = self._at(upgrade.pages, numbers, self.page_tokens)
+        assert self._is_hidden[sources].all()
+        assert np.array_equal(self._position[sources], numbers + upgrade.start)
+        for pool in self._pools:
+            pool[targets] = pool[sources]
+        self._is_hidden[targets] = 0
+        self.num_upgraded += 1
+
+    def _at(
+        self, pages: npt.NDArray[np.int32], numbers: npt.NDArray[np.int64], per_page: int
+    ) -> npt.NDArray[np.int64]:
+        """Where token number i of `pages` lies, for each i of `numbers`."""
+        return pages[numbers // per_page].astype(np.int64) * self._width + numbers % per_page
+
+    def _check_hidden(self, batch: Batch) -> None:
+        hidden = np.maximum(batch.starts - batch.tables.hidden_from[batch.slots], 0)
+        is_hidden = batch.tables.hidden_from[batch.slots] != ALL_KV
+        assert batch.hidden_tokens == hidden.sum()
+        assert batch.num_hidden_decodes == is_hidden[: batch.num_decodes].sum()
+        self.num_hidden += int(is_hidden.sum())
+
+    def _hidden_positions(self, batch: Batch, row: int) -> npt.NDArray[np.bool_]:
+        positions = np.arange(batch.starts[row] + batch.counts[row])
+        return positions >= batch.tables.hidden_from[batch.slots[row]]
 
     def _check_composition(self, batch: Batch) -> None:
         """What an engine may keep while the composition stays: slots, and pages seen before."""
-        ends = (batch.starts + batch.counts + self.page_tokens - 1) // self.page_tokens
+        ends = [len(set((self._places(batch, r) // self._width).tolist())) for r in rows_of(batch)]
         pages = [
             batch.tables.pages[slot, :end].tolist()
             for slot, end in zip(batch.slots, ends, strict=True)
@@ -105,12 +145,18 @@ class FakeEngine:
     def _places(self, batch: Batch, row: int) -> npt.NDArray[np.int64]:
         """Where the tokens of a row's request lie, up to and with its new ones."""
         positions = np.arange(batch.starts[row] + batch.counts[row])
-        pages = batch.tables.pages[batch.slots[row]][positions // self.page_tokens]
-        return pages.astype(np.int64) * self.page_tokens + positions % self.page_tokens
+        slot = batch.slots[row]
+        pages, first = batch.tables.pages[slot], int(batch.tables.hidden_from[slot])
+        kept = self._at(pages, positions[:first], self.page_tokens)
+        if len(positions) <= first:
+            return kept
+        own = pages[first // self.page_tokens :]
+        return np.append(kept, self._at(own, positions[first:] - first, self._hidden_page_tokens))
 
     def _draw(self, batch: Batch, row: int) -> int:
         places = self._places(batch, row)
         assert np.array_equal(self._position[places], np.arange(len(places)))
+        assert np.array_equal(self._is_hidden[places], self._hidden_positions(batch, row))
         slot = batch.slots[row]
         readers = self._reader[places]
         assert set(readers.tolist()) <= {EXACT, INEXACT, int(slot)}, "inexact pages were shared"
@@ -126,6 +172,10 @@ class FakeEngine:
         assert batch.samples[:num_decodes].all()
         assert len(batch.prefill_tokens) == batch.counts[num_decodes:].sum()
         assert batch.context_tokens == batch.starts[:num_decodes].sum()
+
+
+def rows_of(batch: Batch) -> range:
+    return range(len(batch.slots))
 
 
 class StubEngine:

@@ -20,6 +20,7 @@ from preble.first_principles import (
     LLAMA_3_8B,
     LLAMA_3_70B,
     MISTRAL_7B,
+    OPT_13B,
     PAIRS,
     QWEN3_0_6B,
     QWEN3_8B,
@@ -33,7 +34,7 @@ COMMITTED = Path(__file__).parents[2] / "preble" / "cost_models"
 
 def test_the_committed_files_are_what_first_principles_give(tmp_path: Path) -> None:
     written = write_estimates(tmp_path)
-    assert len(written) == len(PAIRS) == 9
+    assert len(written) == len(PAIRS) == 11
     for path in written:
         assert path.read_text() == (COMMITTED / path.name).read_text(), path.name
 
@@ -48,7 +49,13 @@ def test_every_file_has_a_name_and_says_where_it_is_from() -> None:
 
 @pytest.mark.parametrize(
     ("model", "billions"),
-    [(LLAMA_3_8B, 8.03), (LLAMA_3_70B, 70.6), (MISTRAL_7B, 7.24), (QWEN3_8B, 8.19)],
+    [
+        (LLAMA_3_8B, 8.03),
+        (LLAMA_3_70B, 70.6),
+        (MISTRAL_7B, 7.24),
+        (QWEN3_8B, 8.19),
+        (OPT_13B, 12.85),
+    ],
 )
 def test_sizes_are_the_published_ones(model: DecoderShape, billions: float) -> None:
     assert model.parameters == pytest.approx(billions * 1e9, rel=2e-3)

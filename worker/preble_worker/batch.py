@@ -128,8 +128,8 @@ class Batch:
         moves: copies to begin with this step, in effect one after another in this order, all of
             them before the step and the upgrades where `before_step` says so (of an offload only
             the reading need be), and in any case before the next batch runs.
-        upgrades: to be done before the step and behind the moves it waits for, in this order: a
-            page that one of them reads may be where the next one writes.
+        upgrades: to be done before the step and behind the moves it waits for. What they read is
+            nobody else's before the next batch.
         hidden_tokens: tokens in the hidden form before `starts`, all rows together: what the
             step projects anew.
         num_hidden_decodes: decodes in the hidden form; `hidden_tokens` grows by as many with

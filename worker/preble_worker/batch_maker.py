@@ -9,6 +9,7 @@ from preble.page_keys import TOKEN_BYTES, unpack_tokens
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.decodes import DecodeRows
 from preble_worker.sequence import Sequence
+from preble_worker.slots import Slots
 
 _NO_TOKENS = np.zeros(0, dtype=np.int64)
 
@@ -26,20 +27,27 @@ class BatchMaker:
         self._composition = 0
         self._last_slots: npt.NDArray[np.int64] = _NO_TOKENS
 
-    def make(self, decodes: DecodeRows, chunks: Listing[Sequence], *, pages_changed: bool) -> Batch:
+    def make(self, decodes: DecodeRows, chunks: Listing[Sequence], changes: Slots) -> Batch:
         """The decodes with one token each, then the chunk of each of `chunks`."""
+        pages_changed, changes.pages_changed = changes.pages_changed, False
         slots, starts = decodes.slots, decodes.starts()
         num_decodes = len(slots)
         counts = np.ones(num_decodes + len(chunks), dtype=np.int64)
         samples = np.ones(num_decodes + len(chunks), dtype=np.bool_)
         inputs = _NO_TOKENS
         attention = 0.0
+        hidden_tokens = decodes.hidden_tokens()
         if chunks:
             slots = _joined(slots, [s.slot for s in chunks])
             starts = _joined(starts, [s.num_computed for s in chunks])
             counts[num_decodes:] = [s.chunk for s in chunks]
             samples[num_decodes:] = [s.chunk == s.num_missing for s in chunks]
             inputs = np.concatenate([_chunk_tokens(s) for s in chunks], dtype=np.int64)
+            hidden_tokens += sum(
+                s.num_computed - int(self._tables.hidden_from[s.slot])
+                for s in chunks
+                if s.is_hidden
+            )
             attention = sum(s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks)
         if pages_changed or not self._are_last(slots):
             self._composition += 1
@@ -57,6 +65,9 @@ class BatchMaker:
             context_tokens=decodes.context_tokens,
             attention=attention,
             composition=self._composition,
+            upgrades=changes.take_upgrades(),
+            hidden_tokens=hidden_tokens,
+            num_hidden_decodes=decodes.num_hidden,
         )
 
     def _are_last(self, slots: npt.NDArray[np.int64]) -> bool:

@@ -66,6 +66,7 @@ class SchedulerConfig:
         tiers: of the cache, beyond full-precision KV on the device.
         cost: seconds per step, for policies that compare times; None where nobody measured them.
         ttft_slo_seconds: objective for the first token of requests that state none.
+        tbt_slo_seconds: objective for the time between tokens of requests that state none.
     """
 
     num_pages: int
@@ -80,6 +81,7 @@ class SchedulerConfig:
     tiers: TierConfig = NO_TIERS
     cost: CostModel | None = None
     ttft_slo_seconds: float = 1.0
+    tbt_slo_seconds: float = 1.0
 
     @property
     def max_running(self) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from preble.page_keys import TOKEN_DTYPE
 from preble_worker.batch import SlotTables
+from preble_worker.config import SchedulerConfig
 from preble_worker.outputs import TokenColumns
 from preble_worker.page_cache import PageArray
 from preble_worker.sequence import Sequence, Stage
@@ -32,15 +33,19 @@ class DecodeRows:
     Attributes:
         sequences: one per row.
         context_tokens: tokens with KV, all rows together.
+        num_hidden: rows in the hidden form.
     """
 
-    def __init__(
-        self, tables: SlotTables, *, page_tokens: int, eos_token_ids: tuple[int, ...]
-    ) -> None:
+    def __init__(self, tables: SlotTables, config: SchedulerConfig) -> None:
+        page_tokens = config.page_tokens
         num_slots = len(tables.last_token)
         self._tables = tables
         self._page_tokens = page_tokens
-        self._eos_token_ids = eos_token_ids
+        self._hidden_page_tokens = config.tiers.hidden_page_tokens
+        self._tokens_per_page = np.full(num_slots, page_tokens, dtype=np.int64)
+        self._num_pages = np.zeros(num_slots, dtype=np.int64)
+        self.num_hidden = 0
+        self._eos_token_ids = config.eos_token_ids
         self._num_computed = np.zeros(num_slots, dtype=np.int64)
         self._capacity = np.zeros(num_slots, dtype=np.int64)
         self._max_tokens = np.zeros(num_slots, dtype=np.int64)
@@ -65,7 +70,8 @@ class DecodeRows:
         """`sequence` has computed its prompt and drawn `token`."""
         slot = sequence.slot
         self._num_computed[slot] = sequence.num_computed
-        self._capacity[slot] = sequence.num_pages * self._page_tokens
+        self._set_pages(sequence)
+        self.num_hidden += sequence.is_hidden
         self._max_tokens[slot] = sequence.sampling.max_tokens
         self._obeys_eos[slot] = not sequence.sampling.ignore_eos
         self._tail[slot, sequence.num_output % TAIL_TOKENS] = token
@@ -83,9 +89,33 @@ class DecodeRows:
         for sequence in leaving:
             self._settle(sequence)
             self.context_tokens -= sequence.num_computed
+            self.num_hidden -= sequence.is_hidden
         gone = set(leaving)
         self.sequences = [s for s in self.sequences if s not in gone]
         self._is_stale = True
+
+    def num_computed(self, sequence: Sequence) -> int:
+        """Tokens that `sequence`, one of the rows, has computed."""
+        return int(self._num_computed[sequence.slot])
+
+    def upgraded(self, sequence: Sequence) -> None:
+        """`sequence`, one of the rows, left the hidden form."""
+        self.num_hidden -= 1
+        self._set_pages(sequence)
+
+    def hidden_tokens(self) -> int:
+        """Tokens in the hidden form, all rows together."""
+        if not self.num_hidden:
+            return 0
+        slots = self.slots
+        return int(np.maximum(self._num_computed[slots] - self._tables.hidden_from[slots], 0).sum())
+
+    def _set_pages(self, sequence: Sequence) -> None:
+        slot, own = sequence.slot, sequence.num_pages - sequence.num_held
+        width = self._hidden_page_tokens if sequence.is_hidden else self._page_tokens
+        self._tokens_per_page[slot] = width
+        self._num_pages[slot] = sequence.num_pages
+        self._capacity[slot] = sequence.num_held * self._page_tokens + own * width
 
     def _settle(self, sequence: Sequence) -> None:
         slot = sequence.slot
@@ -123,13 +153,14 @@ class DecodeRows:
 
     def _wanted_pages(self, slots: Slots, *, ahead: int) -> int:
         beyond = self._num_computed[slots] + ahead - self._capacity[slots]
-        return int((np.maximum(beyond, -1) // self._page_tokens + 1).sum())
+        return int((np.maximum(beyond, -1) // self._tokens_per_page[slots] + 1).sum())
 
     def give_pages(self, rows: Rows, pages: PageArray) -> None:
         """One page more for each of `rows`."""
         slots = self.slots[rows]
-        self._tables.pages[slots, self._capacity[slots] // self._page_tokens] = pages
-        self._capacity[slots] += self._page_tokens
+        self._tables.pages[slots, self._num_pages[slots]] = pages
+        self._capacity[slots] += self._tokens_per_page[slots]
+        self._num_pages[slots] += 1
         for row in rows.tolist():
             self.sequences[row].num_pages += 1
 
@@ -175,21 +206,23 @@ class DecodeRows:
 
     def _give_overdue_pages(self, allocate: Callable[[int], PageArray]) -> None:
         """Pages that rows came to lack in the course of several steps, allocated step by step."""
-        slots, page_tokens = self.slots, self._page_tokens
+        slots = self.slots
+        page_tokens = self._tokens_per_page[slots]
         overdue = self._num_computed[slots] - self._capacity[slots]
         rows = np.flatnonzero(overdue >= 0)
         if not len(rows):
             return
-        lacking = overdue[rows] // page_tokens + 1
+        lacking = overdue[rows] // page_tokens[rows] + 1
         each = np.repeat(rows, lacking)
         nth = np.arange(len(each)) - np.repeat(np.cumsum(lacking) - lacking, lacking)
-        steps_late = overdue[each] - nth * page_tokens
+        steps_late = overdue[each] - nth * page_tokens[each]
         order = np.argsort(-steps_late, kind="stable")
         counts = np.bincount(steps_late)[::-1]
         pages = np.concatenate([allocate(count) for count in counts[counts > 0].tolist()])
-        columns = self._capacity[slots[each]] // page_tokens + nth
+        columns = self._num_pages[slots[each]] + nth
         self._tables.pages[slots[each][order], columns[order]] = pages
-        self._capacity[slots[rows]] += lacking * page_tokens
+        self._capacity[slots[rows]] += lacking * page_tokens[rows]
+        self._num_pages[slots[rows]] += lacking
         for row, count in zip(rows.tolist(), lacking.tolist(), strict=True):
             self.sequences[row].num_pages += count
 
@@ -236,12 +269,16 @@ class DecodeRows:
         self._is_stale = False
 
     def check(self) -> None:
+        assert self.num_hidden == sum(sequence.is_hidden for sequence in self.sequences)
         assert self.context_tokens == int(self._num_computed[self.slots].sum())
         for sequence in self.sequences:
             slot = sequence.slot
             assert sequence.stage is Stage.DECODE
             assert 0 < self._num_computed[slot] <= self._capacity[slot]
-            assert self._capacity[slot] == sequence.num_pages * self._page_tokens
+            assert self._num_pages[slot] == sequence.num_pages
+            own = sequence.num_pages - sequence.num_held
+            width = self._hidden_page_tokens if sequence.is_hidden else self._page_tokens
+            assert self._capacity[slot] == sequence.num_held * self._page_tokens + own * width
             num_output = int(self._tables.output_position[slot])
             assert self._num_computed[slot] == sequence.num_prompt_tokens + num_output - 1
             assert num_output < sequence.sampling.max_tokens

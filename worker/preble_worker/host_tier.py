@@ -47,6 +47,7 @@ class HostTier:
     ) -> None:
         self.totals = totals
         self._config = config.tiers
+        self._cost = config.tiers.cost or config.cost
         self._page_tokens = config.page_tokens
         self._cache = cache
         self._slots = slots
@@ -62,7 +63,7 @@ class HostTier:
     def save(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` is about to lose its slot: keep its full pages if that is worth it."""
         num_full = sequence.num_computed // self._page_tokens
-        if not num_full or sequence.is_hidden:
+        if not num_full or sequence.is_hidden or self._slots.is_upgrading(sequence):
             return
         if not self._is_worth_saving(sequence, num_full):
             self.totals.recomputes += 1
@@ -84,10 +85,10 @@ class HostTier:
         return copying < self._compute_seconds(num_lost, num_safe)
 
     def _compute_seconds(self, num_pages: int, num_before: int) -> float:
-        if self._config.cost is None:
+        if self._cost is None:
             return float("inf")
         new, cached = num_pages * self._page_tokens, num_before * self._page_tokens
-        return self._config.cost.prefill_seconds(float(new), float(cached))
+        return self._cost.prefill_seconds(float(new), float(cached))
 
     def begin_load(self, sequence: Sequence, *, now: float) -> bool:
         """Bring in what the host has of `sequence`, which has a slot; False if that is nothing, or
@@ -155,10 +156,10 @@ class HostTier:
 
     def _pages_beside(self, batch: Batch) -> int:
         """How many pages cross while `batch` is computed."""
-        config = self._config
-        if config.cost is None or not config.copy_seconds:
+        copy_seconds = self._config.copy_seconds
+        if self._cost is None or not copy_seconds:
             return self._slots.tables.pages.size
-        num_pages = predicted_seconds(config.cost, batch) / config.copy_seconds
+        num_pages = predicted_seconds(self._cost, batch) / copy_seconds
         return max(MIN_STEP_PAGES, int(num_pages))
 
     def _upload(self, load: _Load, num_pages: int, *, before_step: bool) -> Move:

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.page_cache import PageCache
+from preble_worker.planning import Planning
 from preble_worker.policies import LocalPolicy, RunningPolicy
+from preble_worker.policies.adaptive import Adaptive
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
+from preble_worker.slots import Slots
 from preble_worker.waiting import WaitingQueue
 
 REVIEW_STEPS = 4
@@ -125,20 +128,27 @@ class Preemption:
         return sequence.num_pages - self._cache.num_used_by_others(sequence.node)
 
 
+Reviews = Preemption | Planning
+"""Both say in reviews who is to be taken out, and who where pages are short."""
+
+
 def make_preemption(
     policy: LocalPolicy,
     config: SchedulerConfig,
     waiting: WaitingQueue,
     running: Running,
     cache: PageCache,
-) -> Preemption | None:
+    slots: Slots,
+) -> Reviews | None:
     """None for a policy that does not look at running requests."""
+    if isinstance(policy, Adaptive):
+        return Planning(policy, config, waiting, running, cache, slots)
     if not isinstance(policy, RunningPolicy):
         return None
     return Preemption(policy, waiting, running, cache, config)
 
 
-def least_needed(running: Running, preemption: Preemption | None, *, now: float) -> Sequence:
+def least_needed(running: Running, preemption: Reviews | None, *, now: float) -> Sequence:
     """Whom to preempt when those who run have grown out of the pages."""
     if preemption:
         return preemption.for_growth(now=now)

@@ -35,12 +35,12 @@ from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import make_policy
-from preble_worker.preemption import Preemption, least_needed, make_preemption
+from preble_worker.preemption import Reviews, least_needed, make_preemption
 from preble_worker.prefills import Prefills
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, Stage
 from preble_worker.slots import Slots
-from preble_worker.totals import TierTotals, Totals
+from preble_worker.totals import Totals
 from preble_worker.waiting import WaitingQueue
 
 RETRY_STEPS = 16
@@ -72,22 +72,20 @@ class LocalScheduler:
             self._cache, policy, age_escape_seconds=config.age_escape_seconds
         )
         self._prefills = Prefills()
-        self._decodes = DecodeRows(
-            self.tables, page_tokens=config.page_tokens, eos_token_ids=config.eos_token_ids
-        )
+        self._decodes = DecodeRows(self.tables, config)
         self._deadlines = Deadlines()
         self._outbox = Outbox(policy)
-        self._slots = Slots(self.tables, self._cache)
-        self.tier_totals = TierTotals()
+        self._slots = Slots(self.tables, self._cache, config.tiers)
+        self._totals = Totals()
+        self.tier_totals = self._totals.tiers
         self._host: HostTier | None = None
         if config.tiers.host_pages:
             self._host = HostTier(config, self._cache, self._slots, self.tier_totals)
-        self._totals = Totals()
         self._running = Running(self._decodes, self._prefills, self._host, self._totals)
         self._batches = BatchMaker(self.tables)
         self._max_running = config.max_running
         self._preemption = make_preemption(
-            policy, config, self._waiting, self._running, self._cache
+            policy, config, self._waiting, self._running, self._cache, self._slots
         )
 
         self._under_way: Batch | None = None
@@ -161,6 +159,7 @@ class LocalScheduler:
         assert self._under_way is None, "the previous batch is not complete"
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
+        self._slots.free_leaving()
         self._running.end_loads(now=now)
         if self._preemption:
             self._make_room(self._preemption, now)
@@ -175,10 +174,7 @@ class LocalScheduler:
         if not len(self._running):
             return None
         self._scheduled_at = now
-        self._under_way = self._batches.make(
-            self._decodes, self._prefills.chunks, pages_changed=self._slots.pages_changed
-        )
-        self._slots.pages_changed = False
+        self._under_way = self._batches.make(self._decodes, self._prefills.chunks, self._slots)
         if self._host:
             self._under_way = self._host.with_moves(self._under_way)
         return self._under_way
@@ -202,12 +198,14 @@ class LocalScheduler:
         certain; 1 while any request has a deadline.
         """
         assert batch is self._under_way
-        if self._prefills.chunks or self._deadlines or self._running.loading or batch.moves:
+        if self._prefills.chunks or self._deadlines or self._running.loading:
+            return 1
+        if batch.moves or batch.upgrades:
             return 1
         num_alike = self._decodes.steps_until_end(num_available=self._cache.num_available)
         if self._has_room(self.config.max_batch_tokens - len(self._decodes)):
             num_alike = min(num_alike, self._retry_at_step - self._batches.step + 1)
-        if self._preemption and len(self._waiting):
+        if self._preemption and (len(self._waiting) or batch.num_hidden_decodes):
             until_review = self._preemption.review_at_step - self._batches.step + 1
             num_alike = min(num_alike, until_review)
         return max(num_alike, 1)
@@ -257,7 +255,7 @@ class LocalScheduler:
         if len(short):
             self._decodes.give_pages(short, self._cache.allocate(len(short)))
 
-    def _make_room(self, preemption: Preemption, now: float) -> None:
+    def _make_room(self, preemption: Reviews, now: float) -> None:
         """Take out whom the policy would rather see wait than others."""
         for sequence in preemption.review(step=self._batches.step, now=now):
             self._preempt(sequence, now)

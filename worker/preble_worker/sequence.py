@@ -98,6 +98,7 @@ class Sequence:
         "stage",
         "standing",
         "stop_ids",
+        "tbt_slo_seconds",
         "tenant",
         "tokens",
         "ttft_slo_seconds",
@@ -139,6 +140,7 @@ class Sequence:
 
         self.predicted_output_tokens = request.predicted_output_tokens
         self.ttft_slo_seconds = request.ttft_slo_seconds
+        self.tbt_slo_seconds = request.tbt_slo_seconds
         self.tenant = request.tenant or request.namespace
         self.num_generated = request.num_delivered
         self.waiting_since = arrived_at

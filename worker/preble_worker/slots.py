@@ -6,9 +6,10 @@ a row of `tables.pages` held in common with the tree │ private │ stale
 
 import numpy as np
 
-from preble_worker.batch import SlotTables
+from preble_worker.batch import ALL_KV, SlotTables, Upgrade
+from preble_worker.config import TierConfig
 from preble_worker.page_cache import PageArray, PageCache
-from preble_worker.sequence import Sequence
+from preble_worker.sequence import ALL_PAGES, Sequence
 
 _MASK = (1 << 64) - 1
 
@@ -22,11 +23,14 @@ class Slots:
         wanted_pages: how many would have to be available for the last `occupy` that failed.
     """
 
-    def __init__(self, tables: SlotTables, cache: PageCache) -> None:
+    def __init__(self, tables: SlotTables, cache: PageCache, tiers: TierConfig) -> None:
         self.tables = tables
         self.pages_changed = False
         self.wanted_pages = 0
         self._cache = cache
+        self._hidden_page_tokens = tiers.hidden_page_tokens
+        self._leaving: list[PageArray] = []
+        self._upgrades: list[tuple[Sequence, Upgrade]] = []
         self._free = list(range(len(tables.last_token)))[::-1]
 
     @property
@@ -42,7 +46,7 @@ class Slots:
         assert prefix.is_current()
         num_available = cache.num_available
         node, shared = cache.pin(sequence.path(prefix.num_pages))
-        num_pages = -(-sequence.num_tokens // cache.page_tokens)
+        num_pages = self._num_pages(sequence, sequence.num_tokens, num_held=len(shared))
         wanted = num_pages - len(shared) + spare
         if cache.num_available < wanted:
             self.wanted_pages = wanted + num_available - cache.num_available
@@ -54,8 +58,62 @@ class Slots:
         sequence.num_held = len(shared)
         sequence.num_pages = num_pages
         sequence.num_computed = len(shared) * cache.page_tokens
+        self.tables.hidden_from[sequence.slot] = ALL_KV
+        if sequence.is_hidden:
+            sequence.num_exact = len(shared)
+            self.tables.hidden_from[sequence.slot] = sequence.num_computed
         self._write_row(sequence, shared)
         return True
+
+    def _num_pages(self, sequence: Sequence, num_tokens: int, *, num_held: int) -> int:
+        """Entries of a row with `num_tokens`, `num_held` of them in common with the tree."""
+        width = self._cache.page_tokens
+        if not sequence.is_hidden:
+            return -(-num_tokens // width)
+        return num_held - (num_held * width - num_tokens) // self._hidden_page_tokens
+
+    def pages_to_upgrade(self, sequence: Sequence) -> int:
+        """Pages that must be available for `upgrade`, nothing being free before the next step."""
+        own = sequence.num_pages - sequence.num_held
+        return -(-own * self._hidden_page_tokens // self._cache.page_tokens)
+
+    def upgrade(self, sequence: Sequence, num_computed: int) -> None:
+        """Give `sequence`, in the hidden form, pages for keys and values instead."""
+        cache, slot, first = self._cache, sequence.slot, sequence.num_held
+        start = first * cache.page_tokens
+        hidden_pages = self.private_pages(sequence).copy()
+        sequence.is_hidden = False
+        sequence.num_pages = self._num_pages(sequence, num_computed, num_held=first)
+        pages = cache.allocate(sequence.num_pages - first)
+        self.tables.pages[slot, first : sequence.num_pages] = pages
+        self.tables.hidden_from[slot] = ALL_KV
+        self._leaving.append(hidden_pages)
+        self.pages_changed = True
+        upgrade = Upgrade(
+            slot=slot,
+            start=start,
+            num_tokens=num_computed - start,
+            hidden_pages=hidden_pages,
+            pages=pages,
+        )
+        self._upgrades.append((sequence, upgrade))
+
+    def is_upgrading(self, sequence: Sequence) -> bool:
+        """Whether its pages do not hold anything before the next step."""
+        return any(other is sequence for other, _ in self._upgrades)
+
+    def take_upgrades(self) -> tuple[Upgrade, ...]:
+        """Those to be done with the next step, after which their pages may be shared."""
+        upgrades, self._upgrades = self._upgrades, []
+        for sequence, _ in upgrades:
+            sequence.num_exact = ALL_PAGES
+        return tuple(upgrade for _, upgrade in upgrades)
+
+    def free_leaving(self) -> None:
+        """The pages that an upgrade read can be used again, since its step was computed."""
+        for pages in self._leaving:
+            self._cache.free(pages)
+        self._leaving.clear()
 
     def share(self, sequence: Sequence, *, now: float) -> None:
         """Put the full pages that were computed since the last time into the tree."""
@@ -78,6 +136,7 @@ class Slots:
         """Take slot and pages back; with `share`, full computed pages stay in the tree."""
         if share:
             self.share(sequence, now=now)
+        self._upgrades = [entry for entry in self._upgrades if entry[0] is not sequence]
         assert sequence.node is not None
         self._cache.free(self.private_pages(sequence))
         self._cache.unpin(sequence.node, now=now)
@@ -114,6 +173,6 @@ class Slots:
             assert self.tables.prompt_hash[sequence.slot] == sequence.prompt_hash
             assert self.tables.seed[sequence.slot] == sequence.sampling.seed & _MASK
         self._cache.check(
-            private=[self.private_pages(sequence) for sequence in running],
+            private=[*self._leaving, *(self.private_pages(sequence) for sequence in running)],
             pinned=[sequence.node for sequence in running if sequence.node is not None],
         )

@@ -1,6 +1,6 @@
 """What a worker has done since its process began."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from preble_worker.sequence import Sequence
 
@@ -31,6 +31,7 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     busy_seconds: float = 0.0
+    tiers: TierTotals = field(default_factory=TierTotals)
 
     def count_start(self, sequence: Sequence) -> None:
         """Only a request's first start counts; after a preemption it hits its own pages."""
@@ -38,3 +39,4 @@ class Totals:
             sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
             self.prompt_tokens += sequence.num_prompt_tokens
             self.cached_tokens += sequence.served_from_cache
+            self.tiers.hidden_starts += sequence.is_hidden

@@ -9,6 +9,7 @@ policy states a bound of its own.
 from collections.abc import Callable
 
 from preble.errors import ConfigError
+from preble_worker.policies.adaptive import Adaptive
 from preble_worker.policies.alise import Alise
 from preble_worker.policies.dlpm import Dlpm
 from preble_worker.policies.edf import Edf
@@ -26,6 +27,7 @@ _POLICIES: dict[str, Callable[[PolicyOptions], LocalPolicy]] = {
     "mlfq": Mlfq,
     "srpt": Srpt,
     "alise": Alise,
+    "adaptive": Adaptive,
     "dlpm": Dlpm,
     "edf": Edf,
 }
