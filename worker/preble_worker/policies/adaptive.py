@@ -9,7 +9,7 @@ from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptio
 
 PIN_AFTER_SLOS = 5.0
 """Who has waited so many times its objective goes before all who have not, oldest first."""
-LATE_WORTH = 1e-3
+LATE_WORTH = 1e-6
 """Of a request that has missed its objective, per second of it; it halves with each doubling of
 the wait."""
 FULL = Form(1.0, 0.0)
@@ -94,8 +94,8 @@ class Adaptive:
         del options
 
     def order(self, candidates: Sequence[C], *, now: float) -> Iterable[C]:
-        """Those to start by the last plan in its order, then the others as they came."""
-        return sorted(candidates, key=_rank)
+        """In the order of the last plan, then those who came since."""
+        return sorted(candidates, key=_planned)
 
     def started(self, candidate: Candidate) -> None:
         candidate.standing = None
@@ -121,12 +121,20 @@ class Adaptive:
             for i in best_first
             if not others[i].is_running
         )
-        for prospect in prospects:
-            prospect.candidate.standing = None
-        for rank, (candidate, _) in enumerate(starts):
-            candidate.standing = rank
+        self._rank(prospects, [candidate for candidate, _ in starts])
         upgrades = [others[i].candidate for i in best_first if others[i].is_running]
         return Plan(starts, upgrades)
+
+    def _rank(self, prospects: Sequence[Prospect[C]], starts: list[C]) -> None:
+        """Who is to start comes first, then the pinned, then the others by value per page: the
+        next plan may be some steps off when one of those that run ends.
+        """
+        rest = [p for p in prospects if not p.is_running]
+        rest.sort(key=_turn)
+        for rank, candidate in enumerate([p.candidate for p in rest]):
+            candidate.standing = len(starts) + rank
+        for rank, candidate in enumerate(starts):
+            candidate.standing = rank
 
     def _pinned(
         self, prospects: Sequence[Prospect[C]], room: Room, forms: tuple[Form, ...]
@@ -152,12 +160,18 @@ def _worth(prospect: Prospect[C]) -> float:
     return pending + prospect.first_seconds
 
 
+def _turn(prospect: Prospect[C]) -> tuple[bool, float]:
+    if prospect.is_pinned:
+        return False, prospect.candidate.arrived_at
+    return True, -_worth(prospect) / max(prospect.pages, 0.5)
+
+
 def _upgrade(prospect: Prospect[C], forms: tuple[Form, ...]) -> Job:
     """What is won by leaving the hidden form, for the pages that it takes more."""
     hidden = forms[0]
     return Job(hidden.drag * prospect.pages, (1.0 - hidden.share) * prospect.pages, (FULL,))
 
 
-def _rank(candidate: Candidate) -> tuple[float, float]:
+def _planned(candidate: Candidate) -> tuple[float, float]:
     rank = candidate.standing
     return float("inf") if rank is None else rank, candidate.arrived_at

@@ -1,0 +1,136 @@
+"""The policy `adaptive`: the choice against brute force, and requests in the hidden form."""
+
+import random
+from itertools import product
+
+import pytest
+from worker_helpers import Worker, make_request
+
+from preble.cost import CostModel
+from preble_worker.config import TierConfig
+from preble_worker.policies.knapsack import Choice, Form, Job, choose, increments, value_of
+
+FULL = Form(1.0, 0.0)
+
+
+def random_jobs(rng: random.Random, most: int) -> list[Job]:
+    """Few kinds of numbers, so that ties and misfits are frequent."""
+    smaller = [Form(rng.choice([0.25, 0.5, 0.7]), rng.choice([0.0, 0.01, 0.1, 1.0]))]
+    if rng.random() < 0.5:
+        smaller.append(Form(0.8, rng.choice([0.0, 0.05])))
+    jobs = []
+    for _ in range(rng.randrange(1, most + 1)):
+        forms = tuple(form for form in smaller if rng.random() < 0.8)
+        worth = rng.choice([rng.random(), 100.0 * rng.random(), 1e-3])
+        jobs.append(Job(worth, rng.choice([1.0, 2.0, 3.0, 10.0, 50.0]), (*forms, FULL)))
+    return jobs
+
+
+def weight_of(choice: Choice, jobs: list[Job]) -> float:
+    return sum(jobs[number].weight(form) for number, form in choice.items())
+
+
+def optimum(jobs: list[Job], pages: float) -> float:
+    best = 0.0
+    for forms in product(*((None, *job.forms) for job in jobs)):
+        choice = {number: form for number, form in enumerate(forms) if form is not None}
+        if weight_of(choice, jobs) <= pages:
+            best = max(best, value_of(choice, jobs))
+    return best
+
+
+@pytest.mark.parametrize(("most", "rounds"), [(4, 2000), (8, 60)])
+def test_the_choice_is_worth_at_least_half_of_the_optimum(most: int, rounds: int) -> None:
+    for seed in range(rounds):
+        rng = random.Random(seed)
+        jobs = random_jobs(rng, most)
+        pages = rng.choice([1.0, 5.0, 10.0, 50.0, 80.0])
+        choice = choose(jobs, pages=pages, count=len(jobs))
+        assert weight_of(choice, jobs) <= pages
+        assert 2.0 * value_of(choice, jobs) >= optimum(jobs, pages) - 1e-9, seed
+
+
+def test_increments_are_concave() -> None:
+    for seed in range(500):
+        for job in random_jobs(random.Random(seed), 4):
+            found = increments(0, job, 1e9)
+            densities = [step.density for step in found]
+            assert densities == sorted(densities, reverse=True)
+            assert all(step.value > 0.0 and step.weight > 0.0 for step in found)
+            assert [step.below for step in found] == [None, *(step.form for step in found[:-1])]
+
+
+def test_a_huge_valuable_request_beats_many_dense_small_ones() -> None:
+    jobs = [Job(100.0, 50.0, (FULL,)), *(Job(3.0, 1.0, (FULL,)) for _ in range(20))]
+    assert choose(jobs, pages=50.0, count=99) == {0: FULL}
+
+
+def test_no_more_than_count_are_chosen() -> None:
+    jobs = [Job(1.0, 1.0, (FULL,)) for _ in range(9)]
+    assert len(choose(jobs, pages=100.0, count=4)) == 4
+
+
+def test_the_hidden_form_is_left_where_it_costs_more_than_it_saves() -> None:
+    hidden = Form(0.5, 10.0)
+    assert choose([Job(1.0, 4.0, (hidden, FULL))], pages=4.0, count=1) == {0: FULL}
+    cheap = Form(0.5, 0.01)
+    both = choose([Job(1.0, 4.0, (cheap, FULL))] * 2, pages=4.0, count=2)
+    assert both == {0: cheap, 1: cheap}
+
+
+def cost_model(per_hidden_token: float) -> CostModel:
+    return CostModel(
+        name="test",
+        fixed=0.1,
+        per_prefill_token=0.001,
+        per_attention=0.0,
+        per_decode=0.01,
+        per_context_token=0.0,
+        per_hidden_token=per_hidden_token,
+    )
+
+
+def crowded(tiers: TierConfig, *, longest: int = 16, **options: object) -> Worker:
+    """Twelve requests that share a prefix and do not fit together, run to their ends."""
+    worker = Worker(policy="adaptive", num_pages=24, tiers=tiers, step_seconds=0.05, **options)
+    shared = [1, 2, 3, 4, 5, 6, 7, 8]
+    for number in range(12):
+        prompt = [*shared, *(number + 10,) * (1 + number)]
+        max_tokens = 16 if number % 4 else longest
+        worker.add(make_request(f"r{number}", prompt, max_tokens=max_tokens, ignore_eos=True))
+    worker.run()
+    worker.assert_complete()
+    return worker
+
+
+@pytest.mark.parametrize("hidden_page_tokens", [6, 8])
+def test_tokens_do_not_depend_on_the_form(hidden_page_tokens: int) -> None:
+    tiers = TierConfig(hidden_page_tokens=hidden_page_tokens, cost=cost_model(1e-6))
+    worker = crowded(tiers)
+    assert worker.engine.num_hidden > 0 and worker.scheduler.tier_totals.hidden_starts > 0
+
+
+def test_a_dear_hidden_form_is_not_used() -> None:
+    tiers = TierConfig(hidden_page_tokens=8, cost=cost_model(100.0))
+    worker = crowded(tiers)
+    assert worker.scheduler.tier_totals.hidden_starts == 0
+
+
+def test_who_runs_leaves_the_hidden_form_only_for_pages_that_are_free() -> None:
+    tiers = TierConfig(hidden_page_tokens=8, cost=cost_model(1e-5))
+    worker = crowded(tiers, longest=60, max_batch_tokens=64)
+    upgraded = [batch for batch in worker.batches if batch.upgrades]
+    assert upgraded and worker.engine.num_upgraded == sum(len(b.upgrades) for b in upgraded)
+
+
+def test_late_requests_start_after_those_in_time_until_they_are_pinned() -> None:
+    worker = Worker(policy="adaptive", num_pages=8, max_sequences=1, step_seconds=0.5)
+    worker.submit("runs", [1] * 4, max_tokens=5)
+    worker.step()
+    worker.submit("late", [2] * 4, max_tokens=2)
+    for _ in range(3):
+        worker.step()
+    worker.submit("in time", [3] * 4, max_tokens=2)
+    worker.run()
+    order = [batch.prefill_tokens[0] for batch in worker.batches if len(batch.prefill_tokens)]
+    assert order == [1, 3, 2]
