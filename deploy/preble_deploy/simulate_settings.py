@@ -11,6 +11,7 @@ from preble_deploy.choices import (
     simulated_length_predictors,
 )
 from preble_deploy.client_settings import RESULTS
+from preble_deploy.listed_words import Tiers
 from preble_deploy.settings import Words
 from preble_deploy.sources import Flag
 from preble_deploy.trace_settings import REQUESTS, TraceOptions
@@ -60,6 +61,17 @@ class SimulateSettings(TraceOptions):
     kv_cache_tokens: Annotated[
         int, Field(ge=0), Flag(metavar="TOKENS", panel=CLUSTER, default="what the device has")
     ] = Field(0, description="Size of each worker's KV cache.")
+    kv_tiers: Annotated[Tiers, Flag(metavar="TIER", panel=CLUSTER, default="none")] = Field(
+        (),
+        description="Tiers of each worker's cache beyond full precision on the device: `host`, "
+        "`int8`, `hidden`; see `preble worker --help`. Needs a named cost model.",
+    )
+    host_kv_tokens: Annotated[
+        int, Field(ge=0), Flag(metavar="TOKENS", panel=CLUSTER, default="four times the device's")
+    ] = Field(0, description="Size of each worker's cache in host memory.")
+    copy_rate: Annotated[
+        float, Field(ge=0), Flag(metavar="BYTES/S", panel=CLUSTER, default="the device's")
+    ] = Field(0.0, description="Bytes per second between device and host.")
     max_num_batched_tokens: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = (
         Field(2048, description="Token budget of one step.")
     )
