@@ -73,8 +73,16 @@ def load_simulated_engine(config: WorkerConfig, *, cost: CostModel | None) -> Lo
         raise ConfigError(
             f"kv_cache_tokens is {kv_tokens}, must be at least one page of {config.page_tokens}"
         )
+    tiers = named_tiers(
+        cost.name,
+        config.kv_tiers,
+        kv_tokens=kv_tokens,
+        page_tokens=config.page_tokens,
+        host_kv_tokens=config.host_kv_tokens,
+        copy_rate=config.copy_rate,
+    )
     return LoadedEngine(
-        engine=SimulatedEngine(cost, shape.vocab_size, excluded=shape.eos_token_ids),
+        engine=SimulatedEngine(cost, shape.vocab_size, tiers=tiers, excluded=shape.eos_token_ids),
         scheduler=SchedulerConfig(
             num_pages=kv_tokens // config.page_tokens,
             page_tokens=config.page_tokens,
@@ -84,14 +92,7 @@ def load_simulated_engine(config: WorkerConfig, *, cost: CostModel | None) -> Lo
             policy=config.policy,
             prefix_caching=config.prefix_caching,
             eos_token_ids=shape.eos_token_ids,
-            tiers=named_tiers(
-                cost.name,
-                config.kv_tiers,
-                kv_tokens=kv_tokens,
-                page_tokens=config.page_tokens,
-                host_kv_tokens=config.host_kv_tokens,
-                copy_rate=config.copy_rate,
-            ),
+            tiers=tiers,
             cost=cost,
         ),
         cost=cost,

@@ -11,20 +11,26 @@ HOST_TOKENS_PER_DEVICE_TOKEN = 4
 
 
 def named_tiers(name: str, tiers: tuple[str, ...], **sizes: float) -> TierConfig:
-    """`estimated_tiers` of the model and device that the cost model `name` is of.
+    """`estimated_tiers` of the model and device that a cost model is of, by the name under which
+    Preble offers it or the name that it bears.
 
     Raises:
         ConfigError: also if it is none from first principles, so that sizes are not known.
     """
     if not tiers:
         return NO_TIERS
-    if name not in PAIRS:
+    found = PAIRS.get(name) or _borne_by().get(name)
+    if found is None:
         raise ConfigError(
             f"kv_tiers: sizes are known only where the cost model is one of "
             f"{', '.join(sorted(PAIRS))}, not for {name!r}"
         )
-    model, device = PAIRS[name]
+    model, device = found
     return estimated_tiers(model, device, tiers, cost=estimated_cost(model, device), **sizes)
+
+
+def _borne_by() -> dict[str, tuple[DecoderShape, Device]]:
+    return {estimated_cost(*pair).name: pair for pair in PAIRS.values()}
 
 
 def estimated_tiers(

@@ -26,7 +26,9 @@ def run(settings: SimulateSettings) -> int:
     from preble_loadgen.replay_options import ReplayOptions
     from preble_loadgen.simulate import SimulateOptions, run_simulate
     from preble_loadgen.simulator import SimulationOptions, parse_fault
+    from preble_worker.estimated_tiers import named_tiers
 
+    kv_tokens = settings.kv_cache_tokens or _capacity(settings.cost_model)
     return run_simulate(
         SimulateOptions(
             trace=ReplayOptions(
@@ -50,7 +52,15 @@ def run(settings: SimulateSettings) -> int:
                 length_predictor=settings.length_predictor,
                 length_noise=settings.length_noise,
                 max_tokens=settings.max_tokens,
-                kv_cache_tokens=settings.kv_cache_tokens or _capacity(settings.cost_model),
+                kv_cache_tokens=kv_tokens,
+                tiers=named_tiers(
+                    settings.cost_model,
+                    settings.kv_tiers,
+                    kv_tokens=kv_tokens,
+                    page_tokens=16,
+                    host_kv_tokens=settings.host_kv_tokens,
+                    copy_rate=settings.copy_rate,
+                ),
                 max_batch_tokens=settings.max_num_batched_tokens,
                 max_sequences=settings.max_num_seqs,
                 context_tokens=settings.max_model_len,
