@@ -22,7 +22,7 @@ from torch_helpers import (
 )
 
 from preble.errors import ConfigError
-from preble_worker.batch import Batch, Direction, Engine
+from preble_worker.batch import ALL_KV, Batch, Direction, Engine
 from preble_worker.config import TierConfig
 from preble_worker.loaded import LoadedEngine
 from preble_worker.torch_engine import load_torch_engine
@@ -33,16 +33,24 @@ NEW_TOKENS = 32
 
 @dataclass
 class Counting:
-    """An engine that counts the pages moved each way, and the tokens computed."""
+    """An engine that counts the pages moved each way, the tokens computed, and the steps with rows
+    in the hidden form, with rows in both forms, and with rows that leave it."""
 
     engine: Engine
     pages: Counter[Direction] = field(default_factory=Counter)
     tokens: int = 0
+    hidden: int = 0
+    mixed: int = 0
+    upgrades: int = 0
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
         for move in batch.moves:
             self.pages[move.direction] += len(move.device_pages)
         self.tokens += int(batch.counts.sum())
+        is_hidden = batch.tables.hidden_from[batch.slots] < ALL_KV
+        self.hidden += bool(is_hidden.any())
+        self.mixed += bool(is_hidden.any() and not is_hidden.all())
+        self.upgrades += len(batch.upgrades)
         return self.engine.run(batch)
 
 
@@ -61,12 +69,16 @@ def expected(model: Any) -> list[list[int]]:
     return generate(model, PROMPTS, NEW_TOKENS)
 
 
-def short_of_pages(directory: Path, **options: Any) -> tuple[LoadedEngine, Counting]:
+def short_of_pages(
+    directory: Path, *, measured: bool = False, **options: Any
+) -> tuple[LoadedEngine, Counting]:
     """An engine under a scheduler with so few pages that requests lose theirs, and for which
-    copying always pays."""
+    copying always pays unless it has `measured` its steps."""
     loaded = load(directory, kv_cache_tokens=2048, host_kv_tokens=4096, **options)
-    tiers = replace(loaded.scheduler.tiers, cost=None)
-    scheduler = replace(loaded.scheduler, num_pages=14, context_tokens=128, tiers=tiers, cost=None)
+    scheduler = replace(loaded.scheduler, num_pages=14, context_tokens=128)
+    if not measured:
+        tiers = replace(scheduler.tiers, cost=None)
+        scheduler = replace(scheduler, tiers=tiers, cost=None)
     counting = Counting(loaded.engine)
     return replace(loaded, scheduler=scheduler, engine=counting), counting
 
@@ -101,6 +113,22 @@ def test_int8_goes_on_much_the_same(directory: Path, expected: list[list[int]]) 
     same = np.array(served.tokens) == np.array(expected)
     assert same.mean() > 0.8
     assert served.tokens != expected or same.all()
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("tiers", [("hidden",), ("hidden", "host")])
+def test_adaptive_keeps_some_in_the_hidden_form(
+    directory: Path, expected: list[list[int]], caching: bool, tiers: tuple[str, ...]
+) -> None:
+    """Forms as the policy wants them, beside preemption, sharing and swapping."""
+    options = {"policy": "adaptive", "kv_tiers": tiers, "prefix_caching": caching}
+    loaded, counting = short_of_pages(directory, measured=True, **options)
+    # A step takes a second here, and whoever is late is not worth a choice.
+    slos = {"ttft_slo_seconds": 1e4, "tbt_slo_seconds": 1e4}
+    loaded = replace(loaded, scheduler=replace(loaded.scheduler, **slos))
+    served = serve(loaded, PROMPTS, greedy(NEW_TOKENS), arrivals=[2 * i for i in range(16)])
+    assert served.tokens == expected
+    assert counting.hidden and counting.mixed
 
 
 def test_sizes_and_prices(directory: Path, model: Any) -> None:
