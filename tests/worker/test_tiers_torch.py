@@ -20,8 +20,11 @@ from torch_helpers import (
     serve,
     worker_config,
 )
+from worker_link_helpers import link, worker
 
 from preble.errors import ConfigError
+from preble.page_keys import pack_tokens
+from preble_deploy.demo_model import make_demo_model
 from preble_worker.batch import ALL_KV, Batch, Direction, Engine
 from preble_worker.config import TierConfig
 from preble_worker.loaded import LoadedEngine
@@ -129,6 +132,29 @@ def test_adaptive_keeps_some_in_the_hidden_form(
     served = serve(loaded, PROMPTS, greedy(NEW_TOKENS), arrivals=[2 * i for i in range(16)])
     assert served.tokens == expected
     assert counting.hidden and counting.mixed
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "alise", "adaptive"])
+async def test_the_demo_model_over_a_real_link(tmp_path: Path, policy: str) -> None:
+    """A whole worker with the engine as configured: a small cache, and copies that cost less than
+    the computing of so small a model."""
+    demo = make_demo_model(tmp_path / "demo")
+    prompts = random_prompts(seed=9, num=16, vocab=1024, shortest=60, longest=120)
+    loaded = load(
+        demo, policy=policy, kv_tiers=("host",), kv_cache_tokens=640, copy_rate=1e12, threads=1
+    )
+    counting = Counting(loaded.engine)
+    async with (
+        worker(replace(loaded, engine=counting)) as running,
+        link(running.address) as router,
+    ):
+        for index, prompt in enumerate(prompts):
+            sampling = greedy(40)
+            await router.submit(str(index), pack_tokens(prompt), sampling=sampling)
+        served = [(await router.finished(str(i))).tokens for i in range(len(prompts))]
+    model = transformers.AutoModelForCausalLM.from_pretrained(demo)
+    assert served == generate(model, prompts, 40)
+    assert counting.pages[Direction.OFFLOAD] and counting.pages[Direction.UPLOAD]
 
 
 def test_sizes_and_prices(directory: Path, model: Any) -> None:
