@@ -119,7 +119,9 @@ class ClusterTree:
         """`slot` holds all of `path`."""
         bit = 1 << slot
         held = self._held[slot]
-        for node in reversed(self._cover(path, self._tree.match(path))):
+        nodes = self._cover(path, self._tree.match(path))
+        num_new = 0
+        for node in reversed(nodes):
             residence = node.payload
             if residence.holders & bit:
                 held.move_to_end(node)
@@ -128,6 +130,9 @@ class ClusterTree:
             residence.warm |= bit
             held[node] = None
             self._count_held(slot, node, 1)
+            num_new += 1
+        if num_new:
+            self._join_along(nodes[-num_new:])
 
     def evict(self, slot: int, path: bytes, keep: int) -> None:
         """`slot` holds nothing at or below page `keep` of `path`; side branches stay."""
@@ -286,6 +291,16 @@ class ClusterTree:
         if above is not None:
             self._join_only_child(top)
             self._join_only_child(above)
+
+    def _join_along(self, nodes: list[ClusterNode]) -> None:
+        """Undo the cuts that a prompt stored chunk by chunk has made, `nodes` from the top.
+
+        A prefix in pieces would have no piece longer than all above it, and so no key prefix.
+        """
+        for node in nodes:
+            if node.parent is not None:
+                self._join_only_child(node.parent)
+        self._join_only_child(nodes[-1])
 
     def _join_only_child(self, upper: ClusterNode) -> None:
         """Merge `upper` with its child if nothing tells them apart any more.

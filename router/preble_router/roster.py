@@ -117,7 +117,6 @@ class Roster:
         assert {w.slot for w in self._by_id.values()} == set(self._by_slot)
         assert not set(self._by_slot) & set(self._free_slots)
         assert len(self._by_slot) + len(self._free_slots) == self._table.num_slots
-        assert self._table.queued_total == self._table.num_queued.sum()
         assert self._table.live_total == self._table.num_live.sum()
         for slot, worker_id in enumerate(self._table.worker_ids):
             worker = self._by_slot.get(slot)

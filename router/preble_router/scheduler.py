@@ -99,7 +99,7 @@ class GlobalScheduler:
         """
         if self._record is not None:
             self._record(now, request)
-        self._advance(now)
+        self._now = now
         former = self._bookings.get(request.request_id)
         if former is not None:
             assert request.attempt > former.attempt
@@ -190,7 +190,7 @@ class GlobalScheduler:
         """
         if self._record is not None:
             self._record(now, event)
-        self._advance(now)
+        self._now = now
         match event:
             case StepReport():
                 self._receive_report(event, now=now)
@@ -352,7 +352,7 @@ class GlobalScheduler:
         """Do what is due, and say what to order."""
         if self._record is not None:
             self._record(now, None)
-        self._advance(now)
+        self._now = now
         while self._expecting and self._expecting[0].expected_until <= now:
             self._withdraw(self._expecting[0])
         self._sweep(now)
@@ -363,10 +363,6 @@ class GlobalScheduler:
             for worker_id, worker in self._asking.items()
             if worker.feed.ask(now=now)
         ]
-
-    def _advance(self, now: float) -> None:
-        self._now = now
-        self._table.advance(now)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP_SECONDS:

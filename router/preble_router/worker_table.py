@@ -5,8 +5,6 @@ without touching a Python object per worker. Seconds come from the worker's own 
 corrected by its observed speed.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -31,9 +29,6 @@ _COLUMNS = (
 )
 
 
-QUEUE_MEMORY_SECONDS = 5.0
-
-
 class WorkerTable:
     """The columns, float64 of shape (slots,).
 
@@ -46,7 +41,7 @@ class WorkerTable:
         num_live: the router's own live requests.
         num_requests: all routers' live requests. num_queued, num_decoding: of them, before and
             after their first token.
-        queued_total, live_total: sums of `num_queued` and of `num_live`.
+        live_total: sum of `num_live`.
         mean_prompt: tokens, of the prompts placed lately.
         wait_seconds: until a prefill placed now would start.
         seconds_per_token: per prompt token, the steps' fixed part and decodes' share included.
@@ -76,11 +71,8 @@ class WorkerTable:
         self.worker_ids: list[str] = []
         self.reports: list[LoadReport] = []
         self.has_prices = False
-        self.queued_total = 0.0
         self.live_total = 0.0
         self.mean_prompt = 0.0
-        self._queued_mean = 0.0
-        self._now = 0.0
         for name in _COLUMNS:
             setattr(self, name, np.zeros(0))
 
@@ -100,25 +92,9 @@ class WorkerTable:
         for name in _COLUMNS:
             setattr(self, name, np.append(getattr(self, name), 0.0))
 
-    def queued_mean(self, now: float) -> float:
-        """Mean of `queued_total` over time, the last `QUEUE_MEMORY_SECONDS` weighing most.
-
-        One burst is not a busy hour: unlike the total, the mean does not move within an instant.
-        """
-        if now <= self._now:
-            return self._queued_mean
-        kept = math.exp((self._now - now) / QUEUE_MEMORY_SECONDS)
-        return kept * self._queued_mean + (1.0 - kept) * self.queued_total
-
-    def advance(self, now: float) -> None:
-        """Time has come to `now` with the queues as they are; to be called before they change."""
-        self._queued_mean = self.queued_mean(now)
-        self._now = max(now, self._now)
-
     def clear(self, slot: int) -> None:
         """Nobody has `slot` any more."""
         self.reports[slot] = LoadReport()
-        self.queued_total -= float(self.num_queued[slot])
         self.live_total -= float(self.num_live[slot])
         for name in _COLUMNS:
             getattr(self, name)[slot] = 0.0
@@ -158,9 +134,7 @@ class WorkerTable:
             ahead = (requests + 1 - spec.max_sequences) / spec.max_sequences
             wait += ahead * mean_output * decode_step
 
-        queued = max(load.num_queued, load.report.num_waiting)
-        self.queued_total += queued - float(self.num_queued[slot])
-        self.num_queued[slot] = queued
+        self.num_queued[slot] = max(load.num_queued, load.report.num_waiting)
         self.reports[slot] = load.report
         self.outstanding_tokens[slot] = (
             prefill + load.decode_tokens + load.others_requests * mean_output

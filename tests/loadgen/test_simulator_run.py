@@ -78,7 +78,7 @@ def test_what_workers_took_from_cache_is_what_the_records_say(local_policy: str)
 
 
 def test_preempted_requests_end_once_too() -> None:
-    result = run(load(80, rate=200.0), kv_cache_tokens=2048, num_workers=2)
+    result = run(load(80, rate=200.0), kv_cache_tokens=1024, num_workers=2)
     assert sum(worker.preemptions for worker in result.workers) > 0
 
 

@@ -55,7 +55,7 @@ def test_no_copy_is_missing_while_others_are_as_busy() -> None:
 def test_the_request_that_makes_a_copy_counts_at_once() -> None:
     scheduler, hot, _ = with_live(LIVE_MIN)
     put(scheduler, "b", hot + pages(RNG, 4))
-    assert credits(scheduler, hot) == [0.0] * 4  # 5 live, two holders: fewer than 4 each
+    assert credits(scheduler, hot) == [0.0] * 4  # not enough for two holders
 
 
 def test_a_key_is_hot_only_while_its_requests_live() -> None:

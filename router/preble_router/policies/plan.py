@@ -6,7 +6,7 @@ would never choose to pay: every holder may be busy, another worker idle, and ea
 still be better off in the queue.
 
     key      a prompt's deepest node that is longer than all above it, as in E2
-    copies   ⌈its live requests / mean live requests per worker⌉
+    copies   its live requests / mean live requests per worker, rounded
 
 A copy is missing while there are fewer holders than that, and each of them has `LIVE_MIN` live
 requests of the key on average. Present holders keep theirs; the first request that makes a copy
@@ -25,7 +25,7 @@ from preble_router.policies.e2_shift import key_prefix
 from preble_router.residence import ClusterMatch, ClusterNode
 from preble_router.worker_table import Column
 
-LIVE_MIN = 4
+LIVE_MIN = 6
 """Live requests of a key that a worker carries without need of help."""
 
 
@@ -52,7 +52,7 @@ class CopyPlan:
         if live < LIVE_MIN * holders or not holders:
             return None
         table, num_workers = candidates.table, len(candidates.open_slots)
-        copies = math.ceil((live + 1) * num_workers / (table.live_total + 1.0))
+        copies = math.floor((live + 1) * num_workers / (table.live_total + 1.0) + 0.5)
         if holders >= min(copies, num_workers):
             return None
         num_pages = match.ends[match.nodes.index(key)]

@@ -2,11 +2,11 @@
 
     wait     until its prefill would start
     own      its prefill, given what the worker has cached
-    delay    the requests behind it, each of which waits for that prefill too: as many as have
-             been queued per worker lately, and one at least
+    evict    recomputing, later, what the worker must drop to fit it
+    delay    what own and evict cost others: whoever comes to that worker before its queue is empty
+             again, so as many as come to a worker in (wait + own + evict), waits that much longer
     stall    decodes there that its prefill holds up
     decode   its own decode in the steps there, and what it adds to the others' steps
-    evict    recomputing what the worker must drop to fit it
     plan     credit for making a copy that the plan misses: what the copied part adds to own, delay
              and stall, since its later requests are served by it (see plan.py)
 
@@ -15,8 +15,10 @@ apart by how much of the prompt they have cached, then by who was given less wor
 where a prefix begins there its later requests will go, and then by lot, so that no worker is
 everybody's first choice.
 
-`delay` is what makes affinity grow with load: an idle cluster makes another copy to answer a
-little sooner, a busy one does not. Its weight, and that of `stall`, were chosen by simulation.
+`delay` is what makes affinity grow with load and with the length of a prefix, yet not towards a
+worker whose queue is long while another is idle. Its weight is more than 1 because a queue near
+saturation empties more slowly than its work alone would take, and because answers go on after it.
+The weights of `delay` and `stall` were chosen by simulation.
 """
 
 import random
@@ -28,6 +30,7 @@ from preble.types import WorkerSpec
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, Slots, draw
 from preble_router.cluster_tree import ClusterTree
+from preble_router.policies.arrival_rate import ArrivalRate
 from preble_router.policies.plan import CopyPlan
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.policies.recent_work import RecentWork
@@ -44,7 +47,7 @@ class PrebleWeights:
 
     wait: float = 1.0
     own: float = 1.0
-    delay: float = 1.5
+    delay: float = 8.0
     stall: float = 0.05
     decode: float = 1.0
     evict: float = 1.0
@@ -57,6 +60,7 @@ class Preble(RoutingPolicy):
     def __init__(self, weights: PrebleWeights | None = None) -> None:
         self.weights = weights or PrebleWeights()
         self._work = RecentWork()
+        self._arrivals = ArrivalRate()
 
     def bind(self, tree: ClusterTree, table: WorkerTable) -> None:
         self._plan = CopyPlan(page_tokens=tree.page_tokens)
@@ -73,38 +77,60 @@ class Preble(RoutingPolicy):
 
     def terms(self, candidates: Candidates) -> dict[str, Column]:
         weights, table = self.weights, candidates.table
-        own, credit = self._own(candidates), self._credit(candidates)
-        need = candidates.missed_tokens + candidates.predicted_output_tokens
+        none = np.zeros(table.num_slots)
+        own, evict = self._own(candidates), self._evict(candidates)
+        work = own if evict is None else own + evict
+        credit = self._credit(candidates, own, evict)
         return {
             "wait": weights.wait * table.wait_seconds,
             "own": weights.own * own,
-            "delay": weights.delay * (1.0 + _mean_queue(candidates)) * own,
+            "evict": none if evict is None else evict,
+            "delay": work * self._delay(candidates, work),
             "stall": weights.stall * table.num_decoding * own,
             "decode": self._decode(candidates, weights.decode),
-            "evict": weights.evict
-            * table.eviction_price
-            * np.maximum(need - table.free_tokens, 0.0),
-            "plan": np.zeros(table.num_slots) if credit is None else -credit,
+            "plan": none if credit is None else -credit,
         }
 
     def _cost(self, candidates: Candidates) -> Column:
         """The sum of `terms`, infinite for barred workers, in as few array operations as can be."""
         weights, table = self.weights, candidates.table
-        per_second = weights.own + weights.delay * (1.0 + _mean_queue(candidates))
-        cost = self._own(candidates)
-        cost *= per_second + weights.stall * table.num_decoding
-        if len(candidates.open_slots) < len(cost):
-            cost += candidates.barred
+        own, evict = self._own(candidates), self._evict(candidates)
+        cost = self._burden(candidates, own, evict)
+        if evict is not None:
+            cost += evict
+        if weights.plan and (credit := self._credit(candidates, own, evict)) is not None:
+            cost -= credit
         cost += table.wait_seconds if weights.wait == 1.0 else weights.wait * table.wait_seconds
         if weights.decode:
             cost += self._decode(candidates, weights.decode)
-        if weights.evict and table.has_prices:
-            need = candidates.missed_tokens + candidates.predicted_output_tokens
-            short = np.maximum(need - table.free_tokens, 0.0)
-            cost += weights.evict * table.eviction_price * short
-        if weights.plan and (credit := self._credit(candidates)) is not None:
-            cost -= credit
+        if len(candidates.open_slots) < len(cost):
+            cost += candidates.barred
         return cost
+
+    def _burden(self, candidates: Candidates, own: Column, evict: Column | None) -> Column:
+        """`own`, `delay` and `stall`, for any seconds of prefill."""
+        weights = self.weights
+        burden = own * (weights.own + weights.stall * candidates.table.num_decoding)
+        work = own if evict is None else own + evict
+        burden += work * self._delay(candidates, work)
+        return burden
+
+    def _evict(self, candidates: Candidates) -> Column | None:
+        """Seconds of prefill that room for the request costs later; None where it costs nothing."""
+        table = candidates.table
+        if not self.weights.evict or not table.has_prices:
+            return None
+        need = candidates.missed_tokens + candidates.predicted_output_tokens
+        short = np.maximum(need - table.free_tokens, 0.0)
+        seconds: Column = self.weights.evict * table.eviction_price * short
+        return seconds
+
+    def _delay(self, candidates: Candidates, work: Column) -> Column:
+        """Requests that each second of `work` delays, per worker, times the weight."""
+        to_each = self._arrivals.per_second(candidates.now) / len(candidates.open_slots)
+        delay: Column = candidates.table.wait_seconds + work
+        delay *= self.weights.delay * to_each
+        return delay
 
     def _own(self, candidates: Candidates) -> Column:
         """Seconds of prefill; attention's pairs are missed · (cached + missed / 2)."""
@@ -115,16 +141,17 @@ class Preble(RoutingPolicy):
         ends *= candidates.missed_tokens
         return ends
 
-    def _credit(self, candidates: Candidates) -> Column | None:
+    def _credit(self, candidates: Candidates, own: Column, evict: Column | None) -> Column | None:
         """What a missing copy would cost its maker, in seconds, per slot that may make it."""
         tokens = self._plan.missing_tokens(candidates)
         if tokens is None:
             return None
-        weights, table = self.weights, candidates.table
-        own = tokens * (table.seconds_per_token + table.half_seconds_per_pair * tokens)
-        per_second = weights.own + weights.delay * (1.0 + _mean_queue(candidates))
-        credit: Column = weights.plan * own * (per_second + weights.stall * table.num_decoding)
-        return credit
+        table = candidates.table
+        copied = tokens * (table.seconds_per_token + table.half_seconds_per_pair * tokens)
+        spared = self._burden(candidates, own, evict)
+        spared -= self._burden(candidates, np.maximum(own - copied, 0.0), evict)
+        spared *= self.weights.plan
+        return spared
 
     def _decode(self, candidates: Candidates, weight: float) -> Column:
         """Seconds of all its decode steps, those it adds to others included, times `weight`."""
@@ -145,6 +172,7 @@ class Preble(RoutingPolicy):
         step_share = float(table.decode_seconds[slot] / table.num_requests[slot])
         seconds = prefill + booking.predicted_output_tokens * step_share
         self._work.add(slot, seconds, now=candidates.now)
+        self._arrivals.count(candidates.now)
         self._plan.placed(booking, path_end)
 
     def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
@@ -160,8 +188,3 @@ class Preble(RoutingPolicy):
         cached = int(candidates.cached_tokens[slot])
         num_tokens = candidates.request.num_tokens
         return f"least cost {cost * 1e3:.1f} ms: {cached} of {num_tokens} tokens cached"
-
-
-def _mean_queue(candidates: Candidates) -> float:
-    """Requests before their first token, per open worker."""
-    return candidates.table.queued_mean(candidates.now) / len(candidates.open_slots)
