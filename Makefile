@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check proto bench fuzz clean \
+.PHONY: help setup serve test check proto bench fuzz tournament clean \
 	show-chat show-trace show-worker-killed show-router-restart show-ray
 
 help:  ## List these verbs.
@@ -55,6 +55,11 @@ bench: $(READY)  ## Print the figures of every part beside their targets or base
 
 fuzz: $(READY)  ## Hold the prefix tree against brute force for FUZZ_OPERATIONS=1000000.
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_prefix_tree.py --operations $(FUZZ_OPERATIONS)
+
+TOURNAMENT ?= --traces ../shared/traces
+
+tournament: $(READY)  ## Hold all policies against each other in simulation; TOURNAMENT=options.
+	$(BIN)/preble tournament $(TOURNAMENT)
 
 show-chat: $(READY)  ## Show 1: a streaming chat of the openai client through a fresh cluster.
 	PYTHONPATH=tests $(BIN)/python tests/shows/chat.py

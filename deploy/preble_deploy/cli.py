@@ -23,6 +23,7 @@ COMMANDS = {
     "workload": "Write a synthetic workload as a trace.",
     "analyze": "Show what a trace asks of a cluster.",
     "simulate": "Simulate a cluster on a trace and compare policies.",
+    "tournament": "Hold all routing policies against each other and report.",
     "profile": "Measure an engine and fit its cost model.",
     "validate": "Hold the simulator against real workers.",
     "down": "Remove a cluster left running on Ray.",

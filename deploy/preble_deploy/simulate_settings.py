@@ -31,7 +31,7 @@ class SimulateSettings(TraceOptions):
     policy: Annotated[Words, Flag(metavar="NAME", panel=CLUSTER, default="preble")] = Field(
         ("preble",),
         description="Routing policy; given several times, one run each. Names: see `preble router "
-        "--help`.",
+        "--help`; preble:TERM=WEIGHT changes a weight, 0 switches the term off.",
     )
     local_policy: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, choices=local_policies)] = (
         Field("preble_groups", description="Order of requests within a worker.")
@@ -112,6 +112,6 @@ class SimulateSettings(TraceOptions):
     @classmethod
     def _known_policies(cls, policies: tuple[str, ...]) -> tuple[str, ...]:
         names = routing_policies()
-        if not policies or any(policy not in names for policy in policies):
+        if not policies or any(policy.partition(":")[0] not in names for policy in policies):
             raise ValueError(f"allowed: {', '.join(names)}")
         return policies

@@ -2,8 +2,8 @@
 
 A contest's nominal rate is about where four workers of `mistral-7b-a6000` begin to queue; loads are
 multiples of it. It is per worker, and scaled by the speed of prefill for another cost model, so
-that a load means the same on any cluster. Prefixes per worker are those of the published study,
-halved from its two GPUs. Scenarios have no rate: their clients keep 8 requests per worker in
+that a load means the same on any cluster. Prefixes are as many as the published load generator has
+for so many requests: 10 to 20 requests each. Scenarios have no rate: their clients keep 8 requests per worker in
 flight. A trace is made faster or slower as a whole, think times included.
 
 SLO: the first token within three times what the mean prompt takes uncached on an idle worker, and
@@ -30,6 +30,8 @@ REFERENCE = "mistral-7b-a6000"
 SLO_PREFILLS = 3.0
 SLO_TTFT_MIN = 1.0
 SLO_TBT = 1.0
+REQUESTS_MAX = 30_000
+"""Of a cell; hundreds of workers get fewer requests each."""
 _COMPARED_PROMPT = 2000.0
 """Tokens at which the prefill speeds of two cost models are compared."""
 
@@ -63,10 +65,10 @@ _MOONCAKE = "mooncake_conversation_first40min.jsonl.gz"
 CONTESTS = {
     contest.name: contest
     for contest in (
-        Contest(name="tool_use", requests=300, prefixes=150, rate=5.0),
+        Contest(name="tool_use", requests=300, prefixes=25, rate=6.0),
         Contest(name="embodied_agent", requests=700, prefixes=60, rate=60.0),
-        Contest(name="programming", requests=250, prefixes=80, rate=2.5),
-        Contest(name="video_qa", requests=250, prefixes=60, rate=0.5),
+        Contest(name="programming", requests=250, prefixes=20, rate=2.5),
+        Contest(name="video_qa", requests=250, prefixes=30, rate=0.8),
         Contest(name="long_documents", requests=200, prefixes=12, rate=0.5),
         Contest(name="mixed", requests=300, rate=2.4, arrivals_file=_AZURE_CODE),
         Contest(name="no_sharing", requests=250, rate=1.6, shares=False),
@@ -135,6 +137,10 @@ def slo_of(load: Load, cost: CostModel) -> Slo:
 
 def _workload_load(contest: Contest, key: CellKey, traces: Path | None) -> Load:
     workers = key.num_workers
+    per_worker = min(contest.requests, REQUESTS_MAX // workers)
+    prefixes = contest.prefixes and round(
+        contest.prefixes * workers * per_worker / contest.requests
+    )
     arrivals: tuple[tuple[float, ...], ...] = ()
     if contest.arrivals_file:
         arrivals = (tuple(r.at for r in _trace(_path(traces, contest.arrivals_file)).requests),)
@@ -144,8 +150,8 @@ def _workload_load(contest: Contest, key: CellKey, traces: Path | None) -> Load:
     trace = make_workload(
         contest.name,
         WorkloadOptions(
-            requests=contest.requests * workers,
-            prefixes=contest.prefixes and contest.prefixes * workers,
+            requests=per_worker * workers,
+            prefixes=prefixes,
             rate=key.rate or None,
             workers=workers,
             seed=key.seed,

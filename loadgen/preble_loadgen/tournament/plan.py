@@ -1,7 +1,7 @@
 """Which cells the tournament has: policies x contests x loads x seeds, part by part. Pure.
 
 peers         every policy on every contest, from idle to past saturation, on 4 workers
-sizes         the same with fewer cells on 2, 8, 64 and 512 workers
+sizes         fewer cells on 2, 8, 64 and 512 workers
 reproduction  e2 against round_robin where the published study measured
 scenarios     the known failures of routers
 robustness    stale and lost events, a slow worker, a worker that dies and returns, a router restart
@@ -11,6 +11,7 @@ local         the orders within a worker, behind preble
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from preble.cost_library import load_cost_model
@@ -18,30 +19,27 @@ from preble_loadgen.tournament.cell import CellKey
 from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, Contest, nominal_rate
 
 LARGE = "llama-3-70b-4xh100"
-LOADS = (0.4, 0.7, 0.85, 1.0, 1.2, 1.5)
-FEW_LOADS = (0.7, 1.0)
+LOADS = (0.4, 0.7, 1.0, 1.2, 1.5)
+FEW_LOADS = (0.7, 1.2)
 SEEDS = (1, 2)
-PAIRED_SEEDS = (1, 2, 3)
 
-ALL = (
-    *("preble", "e2", "round_robin", "random", "least_loaded", "power_of_two", "sticky"),
-    *("bounded_hash", "longest_prefix", "cache_aware", "cache_aware_spill", "kv_cost"),
-    *("prefix_score", "prefix_score_precise", "sigma_gate", "prefix_random", "ray_prefix"),
-    "cache_route",
-)
 CONTENDERS = (
     *("preble", "e2", "cache_aware", "cache_aware_spill", "kv_cost", "prefix_score_precise"),
-    *("sigma_gate", "bounded_hash", "round_robin"),
+    *("longest_prefix", "power_of_two"),
 )
-"""For the larger cells: those that came first somewhere, and round robin."""
+"""The policies that come near the front, and the best that sees no cache."""
+OTHERS = (
+    *("round_robin", "random", "least_loaded", "sticky", "bounded_hash", "prefix_score"),
+    *("sigma_gate", "prefix_random", "ray_prefix", "cache_route"),
+)
 TERMS = ("wait", "own", "delay", "stall", "decode", "evict", "plan")
 PUBLISHED = ("tool_use", "embodied_agent", "programming", "video_qa", "long_documents")
+MAIN = (*PUBLISHED, "mixed", "mooncake", "no_sharing")
+MORE = ("coding_agents", "airline_agents", "azure_code", "servegen")
 VARIANTS = (
     *(("tool_use", "zipf"), ("tool_use", "bursty"), ("tool_use", "drift")),
     *(("tool_use", "hot-burst"), ("long_documents", "bursty"), ("video_qa", "zipf")),
 )
-TRACES = ("mooncake", "coding_agents", "airline_agents")
-UNSHARED = ("no_sharing", "azure_code", "servegen")
 SCENARIOS = ("hot_prefix", "shared_system_prompt", "quiet_burst", "families")
 
 FAULTS_AT = 20.0
@@ -64,7 +62,8 @@ class Scope:
 
 def plan(scope: Scope, parts: tuple[str, ...] = ()) -> list[CellKey]:
     """All cells of `parts`, or of all of them, those first that say most."""
-    return [key for part in parts or tuple(PARTS) for key in PARTS[part](scope)]
+    cells = (key for part in parts or tuple(PARTS) for key in PARTS[part](scope))
+    return list(dict.fromkeys(cells))
 
 
 def _cells(
@@ -109,67 +108,56 @@ def _plain(*names: str) -> tuple[tuple[str, str], ...]:
 
 
 def _peers(scope: Scope) -> Iterator[CellKey]:
-    contests = (*_plain(*PUBLISHED, *TRACES, "mixed", *UNSHARED), *VARIANTS)
-    for contest in contests:
-        yield from _cells(scope, "peers", (contest,), policies=ALL, loads=LOADS, seeds=SEEDS)
+    main = _plain(*MAIN)
+    more = (*_plain(*MORE), *VARIANTS)
+    peers = partial(_cells, scope, "peers")
+    yield from peers(main, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS)
+    yield from peers(main, policies=CONTENDERS, loads=LOADS, seeds=SEEDS)
+    yield from peers(more, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS)
+    yield from peers((*main, *more), policies=OTHERS, loads=FEW_LOADS, seeds=SEEDS[:1])
 
 
 def _sizes(scope: Scope) -> Iterator[CellKey]:
     few = _plain("tool_use", "long_documents")
+    four = ("preble", "e2", "kv_cost", "cache_aware")
     yield from _cells(
-        scope, "peers", few, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS, sizes=(2, 8)
+        scope, "peers", few, policies=four, loads=FEW_LOADS, seeds=SEEDS[:1], sizes=(2, 8)
     )
-    for size in (8, 64, 512):
-        policies = ("preble", "e2", "kv_cost", "round_robin") if size < 512 else ("preble",)
-        yield from _cells(
-            scope,
-            "scaling",
-            few,
-            policies=policies,
-            loads=(0.85, 1.0, 1.2),
-            seeds=(1,),
-            sizes=(size,),
-        )
+    scaling = partial(_cells, scope, "scaling", loads=(0.7, 1.0, 1.2), seeds=SEEDS[:1])
+    yield from scaling(few, policies=("preble", "e2"), sizes=(8, 64))
+    yield from scaling(few[:1], policies=("preble",), sizes=(512,))
 
 
 def _reproduction(scope: Scope) -> Iterator[CellKey]:
-    both = ("e2", "round_robin")
-    loads = (0.3, 0.6, 0.8, 1.0)
-    published = _plain(*PUBLISHED)
-    for sizes, cost_model in (((2, 4, 8), REFERENCE), ((2, 4), LARGE)):
-        yield from _cells(
-            scope,
-            "reproduction",
-            published,
-            policies=both,
-            loads=loads,
-            seeds=SEEDS,
-            sizes=sizes,
-            cost_model=cost_model,
-        )
+    both = partial(
+        _cells,
+        scope,
+        "reproduction",
+        _plain(*PUBLISHED),
+        policies=("e2", "round_robin"),
+        loads=(0.4, 0.7, 1.0),
+        seeds=SEEDS[:1],
+    )
+    yield from both(sizes=(2, 4, 8))
+    yield from both(sizes=(2,), cost_model=LARGE)
 
 
 def _scenarios(scope: Scope) -> Iterator[CellKey]:
+    policies = (*CONTENDERS, *OTHERS)
     yield from _cells(
-        scope,
-        "failures",
-        _plain(*SCENARIOS),
-        policies=ALL,
-        loads=(1.0,),
-        seeds=PAIRED_SEEDS,
+        scope, "failures", _plain(*SCENARIOS), policies=policies, loads=(1.0,), seeds=SEEDS
     )
 
 
 def _robustness(scope: Scope) -> Iterator[CellKey]:
-    faults = ((), *((fault,) for fault in FAULTS.values()))
     yield from _cells(
         scope,
         "robustness",
-        _plain("tool_use", "long_documents"),
-        policies=CONTENDERS,
+        _plain("tool_use"),
+        policies=("preble", "e2", "cache_aware", "kv_cost", "prefix_score_precise", "round_robin"),
         loads=(0.7,),
         seeds=SEEDS,
-        faults=faults,
+        faults=((), *((fault,) for fault in FAULTS.values())),
     )
 
 
@@ -178,7 +166,7 @@ def _ablation(scope: Scope) -> Iterator[CellKey]:
     yield from _cells(
         scope,
         "ablation",
-        (*_plain(*PUBLISHED, "hot_prefix", "families"), ("tool_use", "hot-burst")),
+        _plain("tool_use", "embodied_agent", "video_qa", "long_documents", "mooncake", "families"),
         policies=("preble", *without),
         loads=(1.0,),
         seeds=SEEDS,
@@ -191,7 +179,7 @@ def _local(scope: Scope) -> Iterator[CellKey]:
         "local",
         _plain(*PUBLISHED),
         policies=("preble",),
-        loads=FEW_LOADS,
+        loads=(1.2,),
         seeds=SEEDS,
         local_policies=("fcfs", "lpm", "preble_groups"),
     )
