@@ -2,6 +2,8 @@
 
 import gc
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -98,7 +100,22 @@ def _share(counts: Any) -> None:
     """In each process, before its first cell: where to count."""
     global _counts
     _counts = counts
+    begin_process()
+
+
+def begin_process() -> None:
+    """Settle a process that runs cells: it never outlives the one that started it, however that
+    one ends; the pool's own processes would wait for work for ever.
+    """
     gc.set_threshold(GC_THRESHOLD)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _run_cell(load: Load, options: SimulationOptions, index: int) -> CellResult:

@@ -1,5 +1,8 @@
 """The tournament's cells: what is planned, run, kept and read again."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +108,39 @@ def test_a_trace_keeps_its_shape_at_another_rate(tmp_path: Path) -> None:
 def test_a_missing_trace_is_named() -> None:
     with pytest.raises(ConfigError, match=r"azure2023_code.*--traces"):
         load_of(replace(KEY, workload="azure_code", rate=1.0), None)
+
+
+def test_no_process_outlives_a_killed_tournament(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "import multiprocessing, os, time\n"
+        "from preble_loadgen.simulation_cells import begin_process\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    with ProcessPoolExecutor(1, mp_context=context, initializer=begin_process) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 30.0
+    while _lives(child):
+        assert time.monotonic() < deadline, "the cell's process lives on"
+        time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_families_that_meet_are_counted() -> None:
+    key = replace(KEY, workload="families", num_workers=2, policy="longest_prefix")
+    assert (run_cell(key, None).meeting_share or 0.0) > 0.9
+    assert (run_cell(replace(key, policy="random"), None).meeting_share or 1.0) < 0.7

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -94,7 +95,8 @@ class CellFigures:
         load_over_time: (second, tokens waiting for prefill on each worker), for some cells.
         oracle_mean_ttft: what the oracle's static model can do, where it was computed.
         worker_requests: how many each worker answered.
-        length_error: mean absolute error of the predicted output lengths, None if unknown.
+        meeting_share: of the requests, those that went where most of their family goes; None where
+            prompts come in no families.
     """
 
     key: CellKey
@@ -117,6 +119,7 @@ class CellFigures:
     load_over_time: tuple[tuple[float, tuple[float, ...]], ...] = ()
     oracle_mean_ttft: float | None = None
     worker_requests: tuple[int, ...] = field(default=())
+    meeting_share: float | None = None
 
     def to_json(self) -> str:
         """One line; `from_json` reads it."""
@@ -143,11 +146,18 @@ class CellFigures:
 
 
 def figures(
-    key: CellKey, result: SimulationResult, *, slo: Slo, wall_seconds: float, with_load: bool
+    key: CellKey,
+    result: SimulationResult,
+    *,
+    slo: Slo,
+    wall_seconds: float,
+    with_load: bool = False,
+    families: Sequence[int] = (),
 ) -> CellFigures:
     """The figures of a finished simulation.
 
     Args:
+        families: that of each request, by index; () where there are none.
         with_load: keep the workers' load over time, which makes the cell's file large.
     """
     records = sorted(result.records, key=lambda record: record.index)
@@ -176,12 +186,20 @@ def figures(
         ttft_quantiles=_quantiles(first),
         load_over_time=_load_over_time(result) if with_load else (),
         worker_requests=answered,
+        meeting_share=_meeting_share(records, families) if families else None,
     )
 
 
 def with_oracle(cell: CellFigures, mean_ttft: float) -> CellFigures:
     """`cell` beside what the oracle found."""
     return replace(cell, oracle_mean_ttft=mean_ttft)
+
+
+def _meeting_share(records: Sequence[RequestRecord], families: Sequence[int]) -> float:
+    places: dict[int, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        places[families[record.index]][record.worker_id] += 1
+    return sum(max(counts.values()) for counts in places.values()) / max(len(records), 1)
 
 
 def _is_within(record: RequestRecord, slo: Slo) -> bool:

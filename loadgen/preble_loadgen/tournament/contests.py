@@ -3,8 +3,8 @@
 A contest's nominal rate is about where four workers of `mistral-7b-a6000` begin to queue; loads are
 multiples of it. It is per worker, and scaled by the speed of prefill for another cost model, so
 that a load means the same on any cluster. Prefixes are as many as the published load generator has
-for so many requests: 10 to 20 requests each. Scenarios have no rate: their clients keep 8 requests per worker in
-flight. A trace is made faster or slower as a whole, think times included.
+for so many requests: 10 to 20 requests each. Scenarios have no rate: their clients keep 8 requests
+per worker in flight. A trace is made faster or slower as a whole, think times included.
 
 SLO: the first token within three times what the mean prompt takes uncached on an idle worker, and
 one second at least; later tokens (99th percentile of an answer's gaps) within one second.
@@ -43,7 +43,8 @@ class Contest:
     Attributes:
         requests, prefixes: per worker; prefixes None for what so many requests have in the data.
         rate: nominal requests/s per worker of `REFERENCE`; 0 for a scenario.
-        shares: whether requests have prefixes in common.
+        shares: whether requests have prefixes in common. has_families: whether each prompt begins
+            with the prefix of one of several families.
         file: in the folder of traces; "" for a workload.
         context: a trace's lengths are divided by what makes its requests fit so many tokens.
         arrivals_file: whose arrivals a workload replays.
@@ -54,6 +55,7 @@ class Contest:
     rate: float = 0.0
     prefixes: int | None = None
     shares: bool = True
+    has_families: bool = False
     file: str = ""
     context: int = 131_072
     arrivals_file: str = ""
@@ -74,8 +76,8 @@ CONTESTS = {
         Contest(name="no_sharing", requests=250, rate=1.6, shares=False),
         Contest(name="hot_prefix", requests=150),
         Contest(name="shared_system_prompt", requests=150),
-        Contest(name="quiet_burst", requests=120),
-        Contest(name="families", requests=150),
+        Contest(name="quiet_burst", requests=120, has_families=True),
+        Contest(name="families", requests=150, has_families=True),
         Contest(name="mooncake", requests=250, rate=0.12, file=_MOONCAKE),
         Contest(
             name="coding_agents",

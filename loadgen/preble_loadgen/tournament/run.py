@@ -1,6 +1,5 @@
 """Runs what is missing of the tournament, several cells at once, and keeps each when it is done."""
 
-import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from preble.cost_library import kv_capacity_tokens, load_cost_model
 from preble.page_keys import num_tokens, pack_tokens, page_keys
 from preble_loadgen.oracle import Arrival, best_placement
 from preble_loadgen.prompts import PromptMaker, seeded
-from preble_loadgen.simulation_cells import GC_THRESHOLD, CellFailed, Load
+from preble_loadgen.simulation_cells import CellFailed, Load, begin_process
 from preble_loadgen.simulator import SimulationOptions, parse_fault, simulate
 from preble_loadgen.tournament.cell import CellFigures, CellKey, figures, with_oracle
 from preble_loadgen.tournament.contests import CONTESTS, load_of, slo_of
@@ -29,7 +28,7 @@ def run_cell(key: CellKey, traces: Path | None) -> CellFigures:
     Raises:
         ConfigError: the cell's trace cannot be read.
     """
-    cost = load_cost_model(key.cost_model)
+    cost, contest = load_cost_model(key.cost_model), CONTESTS[key.workload]
     load = load_of(key, traces)
     options = SimulationOptions(
         cost=cost,
@@ -47,6 +46,7 @@ def run_cell(key: CellKey, traces: Path | None) -> CellFigures:
         result,
         slo=slo_of(load, cost),
         wall_seconds=time.perf_counter() - began_at,
+        families=_families(load) if contest.has_families else (),
         with_load=key.seed == 1 and key.num_workers <= 8 and key.load == 1.0,
     )
     return _beside_oracle(cell, load, cost, options) if _has_oracle(key, load) else cell
@@ -69,8 +69,7 @@ def run_missing(
     pool = ProcessPoolExecutor(
         max_workers=jobs,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=gc.set_threshold,
-        initargs=(GC_THRESHOLD,),
+        initializer=begin_process,
     )
     try:
         futures = [pool.submit(run_cell, key, traces) for key in store.missing(keys)]
@@ -82,6 +81,11 @@ def run_missing(
         raise CellFailed("a cell's process was ended; is there enough memory?") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _families(load: Load) -> list[int]:
+    """The prefix that each request shares with its family, which its prompt begins with."""
+    return [request.segments[0].id for request in load.requests]
 
 
 def _has_oracle(key: CellKey, load: Load) -> bool:

@@ -21,6 +21,7 @@ from preble_loadgen.tournament.report.groups import (
     OURS,
     by_setting,
     in_sections,
+    is_own,
     names_with_sharing,
     over_seeds,
 )
@@ -52,6 +53,7 @@ def duels_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
             _standings(found, "By policy", "Policy", lambda duel: duel.rival),
             _standings(found, "By section", "Section", lambda duel: duel.setting.section),
             _losses(found),
+            _beside_best(cells),
             _all_cells(cells),
         ],
     )
@@ -118,6 +120,36 @@ def _losses(found: Sequence[Duel]) -> Table:
             for duel in lost
         ],
         num_names=5,
+    )
+
+
+def _beside_best(cells: Sequence[CellFigures]) -> Table:
+    """Ours over the best other of each cell: whoever is best there by that figure."""
+    rows = []
+    for setting, policies in by_setting(in_sections(cells, "peers", "failures")).items():
+        others = {name: seeds for name, seeds in policies.items() if not is_own(name)}
+        if OURS not in policies or not others:
+            continue
+        cells_of = [setting.name, str(setting.num_workers), setting.at_load, str(len(others))]
+        for measure in MEASURES.values():
+            best = min(others, key=lambda name: over_seeds(others[name], measure).mean)
+            own = over_seeds(policies[OURS], measure).mean
+            cells_of.append(f"{number(own / over_seeds(others[best], measure).mean)} {best}")
+        marks = [cell for cell in policies[OURS].values() if cell.oracle_mean_ttft]
+        cells_of.append(
+            number(sum(cell.ttft.mean / (cell.oracle_mean_ttft or 1.0) for cell in marks))
+            if len(marks) == 1
+            else NONE
+        )
+        rows.append(Row(tuple(cells_of)))
+    return Table(
+        title="preble beside the best other policy of each cell",
+        text="preble's mean over seeds divided by that of the policy which is best there by that"
+        " figure, with its name: the best of so many others, so that 1 is what equals would not"
+        " reach. The oracle's column divides by the mean TTFT of the placement a search found that"
+        " knew every arrival, in a static model that flatters it: no decodes, no evictions.",
+        columns=("Workload", "Workers", "Load", "Others", *MEASURES, "Oracle"),
+        rows=rows,
     )
 
 

@@ -18,12 +18,13 @@ from preble_loadgen.tournament.report.duels import paired
 from preble_loadgen.tournament.report.groups import (
     MEASURES,
     OURS,
+    Seeds,
     by_setting,
     in_sections,
     is_own,
     over_seeds,
 )
-from preble_loadgen.tournament.report.statistics import Estimate, geometric_mean
+from preble_loadgen.tournament.report.statistics import Estimate, estimate, geometric_mean
 
 PUBLISHED_MEAN = (1.5, 14.5)
 PUBLISHED_P99 = (2.0, 10.0)
@@ -241,6 +242,7 @@ def failures_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
                     str(setting.num_workers),
                     setting.at_load,
                     share(over_seeds(seeds, lambda cell: cell.largest_share).mean),
+                    _meeting(seeds),
                     share(over_seeds(seeds, lambda cell: cell.cached_share).mean),
                     *(with_interval(over_seeds(seeds, MEASURES[name])) for name in COMPARED),
                 ),
@@ -255,7 +257,8 @@ def failures_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
         title="Scenarios in which routers fail",
         text="One hot prefix, a system prompt that all share, a burst after a quiet warm-up,"
         " families with 91 % of their prompts in common. Largest share is the share of all"
-        " requests that the busiest worker got: even would be one over the number of workers.",
+        " requests that the busiest worker got: even would be one over the number of workers."
+        " Meeting is the share of the requests that went where most of their family goes.",
         tables=[
             Table(
                 title="By scenario, the lowest p99 first",
@@ -267,6 +270,7 @@ def failures_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
                     "Workers",
                     "Load",
                     "Largest share",
+                    "Meeting",
                     "Hits",
                     *COMPARED,
                 ),
@@ -275,3 +279,8 @@ def failures_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
             )
         ],
     )
+
+
+def _meeting(seeds: Seeds) -> str:
+    shares = [cell.meeting_share for cell in seeds.values() if cell.meeting_share is not None]
+    return share(estimate(shares).mean) if shares else NONE
