@@ -249,6 +249,16 @@ class EngineOptions(ProcessSettings):
         description="Bytes per second between device and host, by which swapping is weighed. On a "
         "CPU copies also take as long.",
     )
+    ttft_slo: Annotated[
+        float, Field(gt=0, allow_inf_nan=False), Flag(metavar="SECONDS", panel=ENGINE)
+    ] = Field(
+        1.0,
+        description="Objective for the time to the first token of requests that state none; the "
+        "local policies `edf` and `adaptive` go by it.",
+    )
+    tbt_slo: Annotated[
+        float, Field(gt=0, allow_inf_nan=False), Flag(metavar="SECONDS", panel=ENGINE)
+    ] = Field(1.0, description="The same for the time between tokens; `adaptive` goes by it.")
     threads: Annotated[
         int, Field(ge=0), Flag(metavar="THREADS", panel=ENGINE, default="cores per worker")
     ] = Field(0, description="CPU threads of one worker's torch.")
@@ -275,6 +285,8 @@ class EngineOptions(ProcessSettings):
             "kv_tiers": self.kv_tiers,
             "host_kv_tokens": self.host_kv_tokens,
             "copy_rate": self.copy_rate,
+            "ttft_slo_seconds": self.ttft_slo,
+            "tbt_slo_seconds": self.tbt_slo,
             "dtype": self.dtype,
             "device": self.device,
             "threads": self.threads,

@@ -72,6 +72,12 @@ class SimulateSettings(TraceOptions):
     copy_rate: Annotated[
         float, Field(ge=0), Flag(metavar="BYTES/S", panel=CLUSTER, default="the device's")
     ] = Field(0.0, description="Bytes per second between device and host.")
+    ttft_slo: Annotated[
+        float, Field(gt=0, allow_inf_nan=False), Flag(metavar="SECONDS", panel=CLUSTER)
+    ] = Field(1.0, description="Objective for the first token of requests that state none.")
+    tbt_slo: Annotated[
+        float, Field(gt=0, allow_inf_nan=False), Flag(metavar="SECONDS", panel=CLUSTER)
+    ] = Field(1.0, description="The same for the time between tokens, the 99th percentile.")
     max_num_batched_tokens: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = (
         Field(2048, description="Token budget of one step.")
     )

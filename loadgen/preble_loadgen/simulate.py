@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from preble_loadgen.objectives import Service, service_of
 from preble_loadgen.replay_options import ReplayOptions, arrival_times, selected_trace
 from preble_loadgen.report import FORMULAS, Report, summarize
 from preble_loadgen.report_text import print_report
@@ -28,6 +29,7 @@ from preble_loadgen.scaling import prompt_tokens
 from preble_loadgen.simulation_cells import CellResult, Load, run_cells
 from preble_loadgen.simulator import SimulationOptions
 from preble_loadgen.traces import Trace
+from preble_worker.config import NO_TIERS
 
 EXIT_FAILURES = 1
 TABLE_COLUMNS = 120
@@ -57,6 +59,7 @@ class _Cell:
     policy: str
     cell: CellResult
     report: Report
+    service: Service
 
 
 def run_simulate(options: SimulateOptions) -> int:
@@ -74,7 +77,7 @@ def run_simulate(options: SimulateOptions) -> int:
         console = Console(stderr=True)
         console.print(_introduction(options, trace, arrivals), highlight=False)
         cells = _run(options, Load(trace.requests, arrivals, trace.salt), console)
-        _print(_wide_console(), cells)
+        _print(_wide_console(), cells, has_tiers=options.cluster.tiers != NO_TIERS)
         _write(files, options, trace, cells)
     return EXIT_FAILURES if any(cell.report.num_failed for cell in cells) else 0
 
@@ -101,9 +104,18 @@ def _run(options: SimulateOptions, load: Load, console: Console) -> list[_Cell]:
 
         results = run_cells(load, wanted, jobs=options.jobs, on_progress=show)
     return [
-        _Cell(policy, cell, summarize(cell.result.records))
-        for policy, cell in zip(options.policies, results, strict=True)
+        _Cell(policy, cell, summarize(cell.result.records), _service_of(cell, load, cluster))
+        for policy, cell, cluster in zip(options.policies, results, wanted, strict=True)
     ]
+
+
+def _service_of(cell: CellResult, load: Load, cluster: SimulationOptions) -> Service:
+    return service_of(
+        cell.result.records,
+        load.requests,
+        ttft_slo_seconds=cluster.ttft_slo_seconds,
+        tbt_slo_seconds=cluster.tbt_slo_seconds,
+    )
 
 
 def _introduction(options: SimulateOptions, trace: Trace, arrivals: Sequence[float]) -> str:
@@ -129,7 +141,7 @@ def _wide_console() -> Console:
     return console if console.width >= TABLE_COLUMNS else Console(width=TABLE_COLUMNS)
 
 
-def _print(console: Console, cells: Sequence[_Cell]) -> None:
+def _print(console: Console, cells: Sequence[_Cell], *, has_tiers: bool) -> None:
     if len(cells) == 1:
         print_report(console, cells[0].report)
     else:
@@ -141,8 +153,30 @@ def _print(console: Console, cells: Sequence[_Cell]) -> None:
                 f"{cell.policy}: {result.duration_seconds:,.1f} s and {result.num_steps:,} steps "
                 f"in {cell.cell.wall_seconds:.1f} s; digest {result.digest}",
                 style="dim",
-            )
+            ),
+            Text(f"  {_service(cell.service)}"),
         )
+        if has_tiers or result.crossings.preemptions:
+            console.print(Text(f"  {_crossings(cell)}"))
+
+
+def _service(service: Service) -> str:
+    return (
+        f"{service.within:.1%} within TTFT {service.ttft_slo_seconds:g} s and p99 gap "
+        f"{service.tbt_slo_seconds:g} s; normalised latency {service.token_seconds * 1e3:,.1f} ms "
+        "per output token"
+    )
+
+
+def _crossings(cell: _Cell) -> str:
+    crossings = cell.cell.result.crossings
+    return (
+        f"{crossings.preemptions:,} preemptions, {crossings.swaps:,} swapped and "
+        f"{crossings.recomputes:,} recomputed by choice; "
+        f"{crossings.offloaded_bytes / 1e9:,.2f} GB out and "
+        f"{crossings.uploaded_bytes / 1e9:,.2f} GB in; "
+        f"{crossings.hidden_starts / max(cell.report.num_sent, 1):.1%} started in the hidden form"
+    )
 
 
 def _comparison(cells: Sequence[_Cell]) -> Table:
@@ -219,6 +253,8 @@ def _cell_figures(cell: _Cell) -> dict[str, Any]:
         "snapshots": result.num_snapshots,
         "busy_imbalance": result.busy_imbalance,
         "metrics": asdict(cell.report),
+        "service": asdict(cell.service),
+        "crossings": asdict(result.crossings),
         "workers": [asdict(worker) for worker in result.workers],
         "samples": [asdict(sample) for sample in result.samples],
     }

@@ -103,6 +103,8 @@ def test_lists_in_variables_and_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (WorkerSettings, {"engine": "vllm"}, "--engine is 'vllm'; allowed: torch, simulated"),
         (WorkerSettings, {"device": "gpu"}, "--device is 'gpu'"),
         (WorkerSettings, {"page_size": "0"}, "--page-size is '0'; allowed: a whole number from 1"),
+        (WorkerSettings, {"ttft_slo": "0"}, "--ttft-slo"),
+        (WorkerSettings, {"tbt_slo": "inf"}, "--tbt-slo"),
         (WorkerSettings, {"kv_tiers": ["host,disk"]}, "'disk' is no tier; allowed: host, int8, h"),
         (WorkerSettings, {"router": ["x:99999"]}, "'x:99999' is no gRPC address"),
         (WorkerSettings, {"ssl_certfile": "c"}, "--ssl-certfile and --ssl-keyfile must be given"),
@@ -260,10 +262,13 @@ def test_worker_config_carries_every_option() -> None:
             "kv_tiers": "host,hidden",
             "host_kv_tokens": "3200",
             "copy_rate": "1e9",
+            "ttft_slo": "0.5",
+            "tbt_slo": "0.25",
         },
     ).config_of(Path("/models/m"))
     assert (config.kv_tiers, config.host_kv_tokens) == (("host", "hidden"), 3200)
     assert config.copy_rate == 1e9
+    assert (config.ttft_slo_seconds, config.tbt_slo_seconds) == (0.5, 0.25)
     assert (config.context_tokens, config.max_batch_tokens) == (100, 64)
     assert config.policy == "fcfs"
     assert config.host == "127.0.0.1"

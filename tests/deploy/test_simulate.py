@@ -60,12 +60,29 @@ def test_an_oracle_without_noise_is_never_wrong(
     assert "predicted within 0.0 tokens" in capsys.readouterr().out
 
 
+def test_objectives_and_what_crossed_are_told(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    flags = ["--workers", "1", "--local-policy", "edf", "--ttft-slo", "0.5", "--tbt-slo", "0.25"]
+    tiers = ["--cost-model", "opt-13b-a100-40gb", "--kv-tiers", "host,int8,hidden"]
+    assert run(["simulate", str(trace), *flags, *tiers, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "within TTFT 0.5 s and p99 gap 0.25 s" in shown and "GB out" in shown
+    document = json.loads(out.read_text())
+    assert document["cluster"]["ttft_slo_seconds"] == 0.5
+    cell = document["cells"][0]
+    assert 0.0 <= cell["service"]["within"] <= 1.0 and cell["service"]["token_seconds"] > 0.0
+    assert cell["crossings"]["hidden_starts"] == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--policy", "best"], "--policy is 'best'; allowed: round_robin"),
         (["--length-predictor", "x"], "--length-predictor is 'x'; allowed: mean, max_tokens"),
         (["--length-noise", "-1"], "--length-noise"),
+        (["--ttft-slo", "0"], "--ttft-slo"),
         (["--faults", "flood"], "fault 'flood' is none of"),
         (["--workers", "1", "--faults", "death:4@1"], "there are only 1 workers"),
         (["--cost-model", "missing.json"], "missing.json"),

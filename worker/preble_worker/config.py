@@ -116,6 +116,7 @@ class WorkerConfig:
         host_kv_tokens: size of the host's pool, 0 for four times the device's; counts if
             `kv_tiers` has "host".
         copy_rate: bytes per second between device and host; 0 takes what the device is known for.
+        ttft_slo_seconds, tbt_slo_seconds: objectives of requests that state none.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: torch's intra-op threads on the CPU; 0 leaves torch's default.
@@ -144,6 +145,8 @@ class WorkerConfig:
     kv_tiers: tuple[str, ...] = ()
     host_kv_tokens: int = 0
     copy_rate: float = 0.0
+    ttft_slo_seconds: float = 1.0
+    tbt_slo_seconds: float = 1.0
     dtype: str = "auto"
     device: str = "auto"
     threads: int = 0

@@ -94,6 +94,8 @@ def load_simulated_engine(config: WorkerConfig, *, cost: CostModel | None) -> Lo
             eos_token_ids=shape.eos_token_ids,
             tiers=tiers,
             cost=cost,
+            ttft_slo_seconds=config.ttft_slo_seconds,
+            tbt_slo_seconds=config.tbt_slo_seconds,
         ),
         cost=cost,
         vocab_size=shape.vocab_size,

@@ -111,6 +111,8 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
         eos_token_ids=read_eos_token_ids(directory, raw),
         tiers=replace(tier_config, cost=cost),
         cost=cost,
+        ttft_slo_seconds=config.ttft_slo_seconds,
+        tbt_slo_seconds=config.tbt_slo_seconds,
     )
     return LoadedEngine(
         engine=runner,

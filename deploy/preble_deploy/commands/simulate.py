@@ -61,6 +61,8 @@ def run(settings: SimulateSettings) -> int:
                     host_kv_tokens=settings.host_kv_tokens,
                     copy_rate=settings.copy_rate,
                 ),
+                ttft_slo_seconds=settings.ttft_slo,
+                tbt_slo_seconds=settings.tbt_slo,
                 max_batch_tokens=settings.max_num_batched_tokens,
                 max_sequences=settings.max_num_seqs,
                 context_tokens=settings.max_model_len,

@@ -1,6 +1,7 @@
 """What is simulated."""
 
 from dataclasses import dataclass
+from math import inf
 
 from preble.cost import CostModel
 from preble.errors import ConfigError
@@ -28,6 +29,7 @@ class SimulationOptions:
         kv_cache_tokens, max_batch_tokens, max_sequences, context_tokens, page_tokens: of each.
         prefix_caching: whether workers share and keep prefixes.
         tiers: of each worker's cache, beyond full-precision KV on the device.
+        ttft_slo_seconds, tbt_slo_seconds: objectives of requests that state none.
         seed: of everything random. Another seed also means other prompts with the same sharing.
         wire_seconds: what a message between router and worker takes, each way.
         report_seconds: steps that compute the same requests are reported together, for at most
@@ -54,6 +56,8 @@ class SimulationOptions:
     vocab_size: int = 128_256
     prefix_caching: bool = True
     tiers: TierConfig = NO_TIERS
+    ttft_slo_seconds: float = 1.0
+    tbt_slo_seconds: float = 1.0
     seed: int = 0
     wire_seconds: float = 0.0005
     report_seconds: float = 0.2
@@ -89,6 +93,12 @@ class SimulationOptions:
         for name, least in (("length_noise", self.length_noise), ("max_tokens", self.max_tokens)):
             if not least >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {least}")
+        for name, seconds in (
+            ("ttft_slo_seconds", self.ttft_slo_seconds),
+            ("tbt_slo_seconds", self.tbt_slo_seconds),
+        ):
+            if not 0.0 < seconds < inf:
+                raise ConfigError(f"{name} must be a number above 0, not {seconds}")
         for fault in self.faults:
             if fault.worker >= self.num_workers:
                 raise ConfigError(
@@ -108,6 +118,8 @@ class SimulationOptions:
             prefix_caching=self.prefix_caching,
             cost=self.cost,
             tiers=self.tiers,
+            ttft_slo_seconds=self.ttft_slo_seconds,
+            tbt_slo_seconds=self.tbt_slo_seconds,
         )
 
     def worker_spec(self, worker_id: str, *, epoch: int) -> WorkerSpec:

@@ -1,6 +1,6 @@
 """What a simulation yields."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from preble_loadgen.report import RequestRecord
 
@@ -46,6 +46,18 @@ class WorkerResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crossings:
+    """What preemption and the tiers came to; fields as in `WorkerResult`."""
+
+    preemptions: int
+    swaps: int
+    recomputes: int
+    offloaded_bytes: int
+    uploaded_bytes: int
+    hidden_starts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationResult:
     """Everything that is known after a run.
 
@@ -74,6 +86,16 @@ class SimulationResult:
     def num_steps(self) -> int:
         """Computed by all workers."""
         return sum(worker.num_steps for worker in self.workers)
+
+    @property
+    def crossings(self) -> Crossings:
+        """Of all workers together."""
+        return Crossings(
+            **{
+                item.name: sum(getattr(worker, item.name) for worker in self.workers)
+                for item in fields(Crossings)
+            }
+        )
 
     @property
     def busy_imbalance(self) -> float:
