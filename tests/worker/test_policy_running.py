@@ -1,5 +1,6 @@
 """Policies that also say who makes room: mlfq, srpt and alise, alone and through the scheduler."""
 
+import math
 import random
 from statistics import fmean
 
@@ -10,7 +11,7 @@ from worker_helpers import StubEngine, Worker, make_request
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import PolicyOptions, RunningPolicy, make_policy
 from preble_worker.policies.alise import Alise, level_of
-from preble_worker.policies.mlfq import FIRST_QUANTUM_SECONDS, Mlfq
+from preble_worker.policies.mlfq import FIRST_QUANTUM_SECONDS, LOST_SHARE, Mlfq
 from preble_worker.policies.policy import UNMEASURED
 from preble_worker.policies.srpt import LIMIT, Srpt
 from preble_worker.scheduler import LocalScheduler
@@ -131,6 +132,25 @@ def test_equal_jobs_take_turns_under_mlfq() -> None:
     assert turns.startswith("abcabcabc")
     worker.run()
     worker.assert_complete()
+
+
+@pytest.mark.parametrize("swap_token_seconds", [math.inf, 1e-6])
+def test_mlfq_spares_who_was_not_served_for_what_its_return_costs(
+    swap_token_seconds: float,
+) -> None:
+    """Return costs 2,000 prefill tokens, 0.1 s; alone, a token takes 20 ms of the worker."""
+    policy = Mlfq(PolicyOptions(swap_token_seconds=swap_token_seconds))
+    runs = Job(num_tokens=2000, cached_tokens=2000, num_generated=7)
+    policy.observe([], [runs], now=0.0)
+    policy.started(runs)
+    lost = UNMEASURED.prefill_seconds(2000.0, 0.0)
+    enough = math.ceil(lost * (1.0 / LOST_SHARE - 1.0) / UNMEASURED.decode_seconds(2000.0))
+    spared_until = 0
+    while not policy.dispensable([runs], now=0.0):
+        spared_until += 1
+        runs.num_generated += 1
+    swaps = swap_token_seconds < math.inf
+    assert spared_until == 0 if swaps else 10 < enough <= spared_until <= enough + 1
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm", "preble_groups", "srpt", "alise", "dlpm", "edf"])

@@ -1,6 +1,7 @@
 """Everything an operator can set about a worker, already validated."""
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from preble.cost import CostModel
@@ -95,6 +96,9 @@ class SchedulerConfig:
             cost=self.cost or UNMEASURED,
             age_escape_seconds=self.age_escape_seconds,
             ttft_slo_seconds=self.ttft_slo_seconds,
+            swap_token_seconds=2.0 * self.tiers.copy_seconds / self.page_tokens
+            if self.tiers.host_pages
+            else inf,
         )
 
 

@@ -20,6 +20,7 @@ class Outlook:
         self._cost = cost
         self._token_seconds = cost.decode_seconds(0.0)
         self._context_seconds = cost.per_context_token
+        self._swap_token_seconds = options.swap_token_seconds
 
     def learn(self, candidate: Candidate) -> None:
         """`candidate` has come to the end of its output."""
@@ -50,6 +51,17 @@ class Outlook:
         """Prefill of what it misses."""
         new = candidate.num_missing
         return self._cost.prefill_seconds(float(new), float(candidate.num_tokens - new))
+
+    def return_seconds(self, num_tokens: int) -> float:
+        """Worker time that it takes to preempt a request with `num_tokens` and have it back where
+        it was: its prefill once more; none where it swaps, because copies run beside the steps.
+        """
+        computing = self._cost.prefill_seconds(float(num_tokens), 0.0)
+        return 0.0 if num_tokens * self._swap_token_seconds < computing else computing
+
+    def share_seconds(self, candidate: Candidate, at_once: int) -> float:
+        """Worker time that a running one takes for a token, one of `at_once` that decode."""
+        return self._cost.decode_seconds(float(candidate.num_tokens), float(at_once))
 
     def seconds(self, candidate: Candidate, num_output: float) -> float:
         """Prefill of what it misses, then `num_output` tokens."""

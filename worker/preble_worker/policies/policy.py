@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from preble.cost import CostModel
@@ -34,11 +35,14 @@ class PolicyOptions:
         cost: seconds per step of this worker.
         age_escape_seconds: a wait after which a request is overdue.
         ttft_slo_seconds: objective for the first token of requests that state none.
+        swap_token_seconds: what a token's pages take to cross to the host and back beside the
+            steps; infinite where there is no host tier.
     """
 
     cost: CostModel = UNMEASURED
     age_escape_seconds: float = 10.0
     ttft_slo_seconds: float = 1.0
+    swap_token_seconds: float = inf
 
 
 class Candidate(Protocol):
