@@ -135,9 +135,7 @@ def test_equal_jobs_take_turns_under_mlfq() -> None:
 
 
 @pytest.mark.parametrize("swap_token_seconds", [math.inf, 1e-6])
-def test_mlfq_spares_who_was_not_served_for_what_its_return_costs(
-    swap_token_seconds: float,
-) -> None:
+def test_mlfq_spares_who_has_not_paid_for_its_return(swap_token_seconds: float) -> None:
     """Return costs 2,000 prefill tokens, 0.1 s; alone, a token takes 20 ms of the worker."""
     policy = Mlfq(PolicyOptions(swap_token_seconds=swap_token_seconds))
     runs = Job(num_tokens=2000, cached_tokens=2000, num_generated=7)
