@@ -50,7 +50,8 @@ class Arrivals:
         span_seconds: from the first to the last.
         rate: requests per second over the span; 0 for one moment.
         gap_cv: coefficient of variation of the gaps: 1 for Poisson arrivals, more for bursts.
-        peak_rates: seconds of a window to the requests per second in the fullest such window.
+        peak_rates: seconds of a window to the requests per second in the fullest such window;
+            only windows that the span fills.
         num_sessions: conversations.
         num_closed_loop: requests that wait for an answer; their arrivals are estimates.
     """
@@ -170,7 +171,7 @@ def _arrivals(requests: Sequence[TraceRequest]) -> Arrivals:
         span_seconds=span,
         rate=len(gaps) / span if span > 0 else 0.0,
         gap_cv=float(gaps.std() / gaps.mean()) if span > 0 else 0.0,
-        peak_rates={seconds: _peak(times, seconds) for seconds in PEAK_SECONDS},
+        peak_rates={n: _peak(times, n) for n in PEAK_SECONDS if n <= span},
         num_sessions=len({request.session for request in requests if request.session}),
         num_closed_loop=sum(request.think_seconds is not None for request in requests),
     )

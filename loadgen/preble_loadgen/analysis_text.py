@@ -34,11 +34,12 @@ def print_analysis(console: Console, trace: Trace, analysis: Analysis) -> None:
 def _heading(trace: Trace, analysis: Analysis) -> list[str]:
     arrivals, sharing = analysis.arrivals, analysis.sharing
     peaks = ", ".join(f"{rate:,.1f} in {s} s" for s, rate in arrivals.peak_rates.items())
+    peak = f", peak requests/s {peaks}" if peaks else ""
     lines = [
         f"{trace.name} ({trace.format}): {analysis.num_requests:,} requests, "
         f"{sharing.prompt_tokens:,} prompt tokens, {sharing.unique_tokens:,} of them unique",
         f"arrivals    {arrivals.rate:,.2f} requests/s over {arrivals.span_seconds:,.1f} s, "
-        f"CV of the gaps {arrivals.gap_cv:.2f}, peak requests/s {peaks}",
+        f"CV of the gaps {arrivals.gap_cv:.2f}{peak}",
     ]
     if arrivals.num_sessions:
         lines.append(
@@ -69,8 +70,13 @@ def _spreads(analysis: Analysis) -> Table:
             table.add_row(name, *["-"] * (2 + len(QUANTILES)))
         else:
             values = (spread.mean, spread.sd, *spread.quantiles.values())
-            table.add_row(name, *(f"{value:,.{digits}f}" for value in values))
+            table.add_row(name, *(_number(value, digits) for value in values))
     return table
+
+
+def _number(value: float, digits: int) -> str:
+    """With all its figures up to a million, so that no column is cut off on a terminal."""
+    return f"{value / 1e6:,.2f}M" if value >= 1e6 else f"{value:,.{digits}f}"
 
 
 def _hits(analysis: Analysis) -> Table:
@@ -97,7 +103,8 @@ def _legend() -> Table:
     table = Table.grid(padding=(0, 2))
     for name, meaning in {
         "shared": "tokens of a prompt that another request has at the same place, too",
-        "key portion": "a prompt down to its deepest part longer than all before it together",
+        "key portion": "a prompt down to its deepest part longer than all before it together; "
+        "all of it where nothing is shared",
         "key": "where a key portion ends: a tool, a document, a conversation",
         "reuse": "per reused token, from the last request that had it; unique tokens are "
         "the cache with which least recently used would just have kept it",
