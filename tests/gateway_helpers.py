@@ -82,8 +82,10 @@ class FakeDispatcher:
 
     script: Callable[[GenerationRequest], Script] = lambda request: spoken("Hello, world!")
     refusal: PrebleError | None = None
+    early_refusal: PrebleError | None = None
     is_ready: bool = True
     context_tokens: int | None = CONTEXT_TOKENS
+    asked_deadlines: list[float | None] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     live: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -99,6 +101,11 @@ class FakeDispatcher:
         playing = asyncio.create_task(self._play(generation, self.script(request)))
         self.live[request.request_id] = playing
         return generation
+
+    def check_admission(self, *, deadline_at: float | None = None) -> None:
+        self.asked_deadlines.append(deadline_at)
+        if self.early_refusal is not None:
+            raise self.early_refusal
 
     async def _play(self, generation: Generation, script: Script) -> None:
         # The end comes in the same turn as the last tokens, as it does in a worker's step.

@@ -34,6 +34,7 @@ PURE = [
     "preble/first_principles.py",
     "router/preble_router/stimuli.py",
     "router/preble_router/scheduler.py",
+    "router/preble_router/admission.py",
     "router/preble_router/event_feed.py",
     "router/preble_router/liveness.py",
     *(

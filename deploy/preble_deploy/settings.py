@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from preble.transport import Tls
 from preble_deploy.choices import length_predictors, local_policies, routing_policies
 from preble_deploy.listed_words import Addresses, Tiers, words
+from preble_deploy.overload_settings import OverloadOptions
 from preble_deploy.sources import Flag, Settings
 from preble_router.config import RouterConfig
 from preble_worker.config import WorkerConfig
@@ -103,7 +104,7 @@ class ProcessSettings(Settings):
         return path.resolve().name if path.is_dir() else self.model
 
 
-class RouterOptions(ProcessSettings):
+class RouterOptions(ProcessSettings, OverloadOptions):
     """What decides how requests are accepted and placed."""
 
     port: Annotated[Port, Flag(metavar="PORT", panel=LISTENING)] = Field(
@@ -196,6 +197,7 @@ class RouterOptions(ProcessSettings):
             journal=self.journal,
             drain_seconds=self.drain_seconds,
             log_level=self.log_level,
+            **self.overload_config,
         )
 
 

@@ -65,7 +65,8 @@ class Attempts:
         self.idle.clear()
 
     def place(self, generation: Generation, now: float) -> None:
-        """Books and submits the next attempt; changes nothing when it raises `NoWorkers`."""
+        """Books and submits the next attempt; changes nothing when it raises `NoWorkers`, or, at
+        the first attempt, `Overloaded`."""
         request = generation.request
         tokens = request.tokens + bytes(generation.output)
         num_delivered = generation.num_output_tokens
@@ -97,6 +98,8 @@ class Attempts:
                 tokens=tokens,
                 sampling=request.sampling,
                 attempt=placement.attempt,
+                start_by=self._config.start_by(now=now),
+                deadline_at=request.deadline_at,
                 num_delivered=num_delivered,
                 namespace=request.namespace,
                 priority=request.priority,

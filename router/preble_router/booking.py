@@ -15,6 +15,8 @@ class Booking:
         path_end: tree node on which the attempt keeps its worker expected, None when it no
             longer does.
         expected_until: when that ends in any case.
+        first_token_seconds, seconds_per_output_token: as they looked at placement.
+        started_at: when its first token came, None before.
         is_decoding: its first token has come.
         is_unreported: no load report can have counted it yet.
     """
@@ -29,6 +31,9 @@ class Booking:
     placed_at: float
     expected_until: float
     path_end: ClusterNode | None
+    first_token_seconds: float = 0.0
+    seconds_per_output_token: float = 0.0
+    started_at: float | None = None
     output_tokens: int = 0
     is_decoding: bool = False
     is_unreported: bool = True

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preble_router.residence import ClusterMatch
-from preble_router.stimuli import CandidateTerms, RouteRequest
+from preble_router.booking import Booking
+from preble_router.residence import ClusterMatch, ClusterNode
+from preble_router.stimuli import CandidateTerms, Placement, RouteRequest
 from preble_router.worker_table import Column, WorkerTable
 
 Slots = npt.NDArray[np.intp]
@@ -41,6 +42,44 @@ class Candidates:
         """The open slots with the least `cost`, ascending."""
         cost = cost + self.barred
         return np.flatnonzero(cost == cost.min())
+
+    def first_token_seconds(self, slot: int) -> float:
+        """Until the first token there, by the table: the queue, and the prompt's own prefill."""
+        table = self.table
+        context = float(self.cached_tokens[slot]) + self.request.num_tokens
+        per_token = float(table.seconds_per_token[slot])
+        per_token += context * float(table.half_seconds_per_pair[slot])
+        return float(table.wait_seconds[slot]) + float(self.missed_tokens[slot]) * per_token
+
+    def booking(self, slot: int, *, path_end: ClusterNode, expected_until: float) -> Booking:
+        """The attempt as it weighs on `slot`, whose row does not count it yet."""
+        request = self.request
+        cached = int(self.cached_tokens[slot])
+        return Booking(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            slot=slot,
+            prompt_tokens=request.num_tokens,
+            prefill_tokens=request.num_tokens - cached,
+            cached_tokens=cached,
+            predicted_output_tokens=self.predicted_output_tokens,
+            placed_at=self.now,
+            expected_until=expected_until,
+            path_end=path_end,
+            first_token_seconds=self.first_token_seconds(slot),
+            seconds_per_output_token=float(self.table.decode_seconds[slot]),
+        )
+
+    def placement(self, slot: int, reason: str) -> Placement:
+        """What is answered when `slot` is chosen."""
+        return Placement(
+            request_id=self.request.request_id,
+            attempt=self.request.attempt,
+            worker_id=self.table.worker_ids[slot],
+            cached_tokens=int(self.cached_tokens[slot]),
+            predicted_output_tokens=self.predicted_output_tokens,
+            reason=reason,
+        )
 
     def listed(self, terms: dict[str, Column]) -> tuple[CandidateTerms, ...]:
         """Every open slot as a record, with its element of each of `terms`."""

@@ -21,6 +21,10 @@ class RouterConfig:
             prompts; None for hashed n-grams.
         page_tokens: tokens per page of its prefix tree; workers with other pages are not used.
         max_live_requests: requests accepted and not ended; beyond it 429.
+        max_queue_seconds: a request whose first token is predicted to take longer is refused with
+            429; 0 for no limit.
+        default_timeout_seconds: of a request that states none; 0 for none. One that cannot end in
+            its time is refused with 429.
         default_max_tokens: of a request that states none.
         max_body_bytes: largest body of an HTTP request; beyond it 413.
         silence_seconds: a worker's step loop silent for longer (its predicted step time added)
@@ -46,6 +50,8 @@ class RouterConfig:
     length_embedder: Path | None = None
     page_tokens: int = 16
     max_live_requests: int = 4096
+    max_queue_seconds: float = 0.0
+    default_timeout_seconds: float = 0.0
     default_max_tokens: int = 256
     max_body_bytes: int = 16 * 1024 * 1024
     silence_seconds: float = 2.0
@@ -58,3 +64,13 @@ class RouterConfig:
     journal: Path | None = None
     drain_seconds: float = 30.0
     log_level: str = "info"
+
+    def deadline(self, stated: float | None, *, now: float) -> float | None:
+        """When a request must have ended: as it states, else by default."""
+        if stated is None and self.default_timeout_seconds:
+            return now + self.default_timeout_seconds
+        return stated
+
+    def start_by(self, *, now: float) -> float | None:
+        """When a request that comes now must have its first token."""
+        return now + self.max_queue_seconds if self.max_queue_seconds else None

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic
 
 from preble.errors import (
@@ -150,13 +151,16 @@ class Dispatcher:
 
         Raises:
             InvalidRequest: no tokens, or a live request has the same id.
-            Overloaded: `max_live_requests` are live.
+            Overloaded: `max_live_requests` are live, or it would not be done in time.
             NoWorkers: none is ready.
             PromptTooLong: no ready worker can hold prompt and output.
             DeadlineExceeded: the deadline has passed already.
         """
         now = monotonic()
         self._check(request, now)
+        deadline_at = self.config.deadline(request.deadline_at, now=now)
+        if deadline_at != request.deadline_at:
+            request = replace(request, deadline_at=deadline_at)
         generation = Generation(request, cancel=self._cancel)
         self.attempts.start(generation, now)
         if request.deadline_at is not None:
@@ -166,6 +170,14 @@ class Dispatcher:
         return generation
 
     def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
+    def check_admission(self, *, deadline_at: float | None = None) -> None:
+        """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any."""
+        self._check_room()
+        now = monotonic()
+        times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
+        if known := [at for at in times if at is not None]:
+            self.scheduler.check_wait(latest_at=min(known), now=now)
+
         """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""
         keys = self.attempts.page_keys(tokens, namespace)
         limit = max_tokens or self.config.default_max_tokens
@@ -183,10 +195,7 @@ class Dispatcher:
     def _check(self, request: GenerationRequest, now: float) -> None:
         if not self._accepting:
             raise NoWorkers("the router is shutting down")
-        if self.num_live >= self.config.max_live_requests:
-            raise Overloaded(
-                f"{self.num_live} requests are in progress, which is this router's limit"
-            )
+        self._check_room()
         if request.request_id in self.attempts.live:
             raise InvalidRequest(f"request id {request.request_id!r} is in use", field="request_id")
         if not request.tokens:
@@ -200,6 +209,13 @@ class Dispatcher:
             raise too_long(request, limit)
 
     def _end(self, generation: Generation, end: FinishReason | PrebleError) -> None:
+    def _check_room(self) -> None:
+        if self.num_live >= self.config.max_live_requests:
+            self.scheduler.admission.refusals["live_requests"] += 1
+            raise Overloaded(
+                f"{self.num_live} requests are in progress, which is this router's limit"
+            )
+
         """The router ends the request, whatever its worker is doing."""
         self.attempts.cancel_attempt(generation)
         self.attempts.settle(generation, end)

@@ -142,6 +142,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         slos = {name: _read_slo(request, name) for name in ("ttft_slo_seconds", "tbt_slo_seconds")}
         # The caller's stated limit is checked before the prompt is encoded, the rest after.
         sampling = self._read_sampling(request)
+        seconds = context.time_remaining()
+        deadline_at = None if seconds is None else monotonic() + seconds
+        self._dispatcher.check_admission(deadline_at=deadline_at)
         tokens = await self._prompts.read(request, "prompt")
         context_tokens = self._dispatcher.context_tokens
         if context_tokens is None:
@@ -152,7 +155,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             num_prompt_tokens=num_tokens(tokens),
             context_tokens=context_tokens,
         )
-        seconds = context.time_remaining()
         return GenerationRequest(
             # A client may send an id twice; a dispatcher must not see one twice.
             request_id=f"{request_id}-{secrets.token_hex(4)}",
@@ -160,7 +162,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             sampling=replace(sampling, max_tokens=max_tokens),
             namespace=request.namespace,
             priority=request.priority,
-            deadline_at=None if seconds is None else monotonic() + seconds,
+            deadline_at=deadline_at,
             tenant=tenant_of(
                 self._config.api_keys,
                 authorization=str(dict(context.invocation_metadata()).get("authorization", "")),

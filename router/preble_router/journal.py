@@ -19,7 +19,7 @@ from dataclasses import fields
 from typing import Any
 
 from preble.cost import CostModel
-from preble.errors import NoWorkers, PeerError
+from preble.errors import NoWorkers, Overloaded, PeerError
 from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
 from preble.types import LoadReport, WorkerSpec
 from preble_router.policies import RoutingPolicy, make_policy
@@ -141,7 +141,7 @@ def _give(scheduler: GlobalScheduler, value: Any, now: float) -> list[Placement]
         if isinstance(value, RouteRequest):
             return [scheduler.place(value, now=now)]
         scheduler.observe(value, now=now)
-    except (NoWorkers, PeerError):
+    except (NoWorkers, Overloaded, PeerError):
         pass
     return []
 

@@ -37,6 +37,11 @@ class Roster:
         """The worker in `slot`, which somebody has."""
         return self._by_slot[slot]
 
+    @property
+    def open_slots(self) -> Slots:
+        """Those that may take requests, ascending."""
+        return self._open
+
     def open_to(self, request: RouteRequest) -> tuple[Slots, Column]:
         """The slots that may take `request`, ascending, and 0 for those, infinity for the others.
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from preble.errors import PeerError
+from preble_router.admission import Admission
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates
 from preble_router.cluster_tree import ClusterTree
@@ -18,7 +19,7 @@ from preble_router.event_feed import EventFeed, FeedStep
 from preble_router.load import WorkerLoad
 from preble_router.output_length import OutputLength
 from preble_router.pace import FleetPace
-from preble_router.policies.policy import Choice, RoutingPolicy
+from preble_router.policies.policy import RoutingPolicy
 from preble_router.roster import Roster
 from preble_router.stimuli import (
     Action,
@@ -58,6 +59,7 @@ class GlobalScheduler:
         page_tokens: tokens per page key; a worker with other pages is refused.
         window_seconds: how long a prefix that nobody holds is remembered after its last use.
         expected_seconds: how long at most a placed request makes its path count as cached.
+        admission: refuses requests that would be too late, and counts them.
         record: is told every input with its time, and every placement; see `journal`.
     """
 
@@ -75,6 +77,7 @@ class GlobalScheduler:
         self.window_seconds = window_seconds
         self.expected_seconds = expected_seconds
         self.policy = policy
+        self.admission = Admission()
         self._rng = rng
         self._record = record
         self._tree = ClusterTree(page_tokens)
@@ -96,6 +99,7 @@ class GlobalScheduler:
 
         Raises:
             NoWorkers: nobody may take it.
+            Overloaded: nobody can serve it in the time it has.
         """
         if self._record is not None:
             self._record(now, request)
@@ -105,12 +109,17 @@ class GlobalScheduler:
             assert request.attempt > former.attempt
             self._close(former, now=now)
         candidates = self._candidates(request, now=now)
-        choice = self.policy.choose(candidates, self._rng)
+        choice = self.admission.admit(candidates, self.policy.choose(candidates, self._rng))
         self._book(candidates, choice.slot)
-        placement = self._placement(candidates, choice)
+        placement = candidates.placement(choice.slot, choice.reason)
         if self._record is not None:
             self._record(now, placement)
         return placement
+
+    def check_wait(self, *, latest_at: float, now: float) -> None:
+        """Whether some queue lets a first token come by `latest_at`; raises `Overloaded`."""
+        slots = self._roster.open_slots
+        self.admission.check_wait(self._table, slots, latest_at=latest_at, now=now)
 
     def explain(self, request: RouteRequest, *, now: float) -> Explanation:
         """What `place` would do now, and how each worker that may take it compares.
@@ -123,7 +132,7 @@ class GlobalScheduler:
         choice = self.policy.choose(candidates, self._rng)
         self._rng.setstate(luck)
         return Explanation(
-            placement=self._placement(candidates, choice),
+            placement=candidates.placement(choice.slot, choice.reason),
             candidates=candidates.listed(self.policy.terms(candidates)),
         )
 
@@ -149,18 +158,8 @@ class GlobalScheduler:
         request, now = candidates.request, candidates.now
         worker = self._roster.at(slot)
         path_end = self._tree.place(slot, request.page_keys, candidates.match, now=now)
-        cached = int(candidates.cached_tokens[slot])
-        booking = Booking(
-            request_id=request.request_id,
-            attempt=request.attempt,
-            slot=slot,
-            prompt_tokens=request.num_tokens,
-            prefill_tokens=request.num_tokens - cached,
-            cached_tokens=cached,
-            predicted_output_tokens=candidates.predicted_output_tokens,
-            placed_at=now,
-            expected_until=now + self.expected_seconds,
-            path_end=path_end,
+        booking = candidates.booking(
+            slot, path_end=path_end, expected_until=now + self.expected_seconds
         )
         self._bookings[request.request_id] = booking
         self._expecting.append(booking)
@@ -169,16 +168,6 @@ class GlobalScheduler:
         self._table.mean_prompt += 0.01 * (request.num_tokens - self._table.mean_prompt)
         self._publish(worker)
         self.policy.placed(candidates, booking, path_end)
-
-    def _placement(self, candidates: Candidates, choice: Choice) -> Placement:
-        return Placement(
-            request_id=candidates.request.request_id,
-            attempt=candidates.request.attempt,
-            worker_id=self._table.worker_ids[choice.slot],
-            cached_tokens=int(candidates.cached_tokens[choice.slot]),
-            predicted_output_tokens=candidates.predicted_output_tokens,
-            reason=choice.reason,
-        )
 
     # Events
 
@@ -296,6 +285,7 @@ class GlobalScheduler:
         if was_decoding or not booking.is_decoding:
             return
         self._withdraw(booking)
+        self.admission.started(booking, now=now)
         cached = progress.cached_tokens
         if cached is not None:
             worker.predicted_cached_total += booking.cached_tokens
@@ -321,6 +311,8 @@ class GlobalScheduler:
         worker = self._roster.at(booking.slot)
         worker.load.close(booking)
         self._publish(worker)
+        if output_tokens is not None:
+            self.admission.closed(booking, now=now)
         self.policy.closed(booking, output_tokens=output_tokens, now=now)
 
     def _withdraw(self, booking: Booking) -> None:

@@ -61,6 +61,7 @@ class ClusterStatus:
         outcomes: ended requests since the start, by finish reason or error code.
         placements: attempts since the start, by the kind of the policy's reason.
         retries_total: attempts after the first.
+        refusals: requests refused for overload since the start, by what would have been exceeded.
         lengths: how good the predicted output lengths of the last requests were.
     """
 
@@ -75,6 +76,7 @@ class ClusterStatus:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     placements: Mapping[str, int] = field(default_factory=dict)
     retries_total: int = 0
+    refusals: Mapping[str, int] = field(default_factory=dict)
     lengths: Accuracy = field(default_factory=Accuracy)
 
 
@@ -111,6 +113,7 @@ def cluster_status(
         outcomes=dict(attempts.outcomes),
         placements=dict(attempts.placements),
         retries_total=attempts.retries_total,
+        refusals=dict(scheduler.admission.refusals),
         lengths=attempts.forecasts.accuracy(),
     )
 

@@ -20,6 +20,8 @@ class RouteRequest:
         max_tokens: output tokens still allowed.
         predicted_output_tokens: of them, those that are expected; None lets the scheduler predict.
         excluded: workers that must not be chosen, e.g. those that failed it before.
+        start_by, deadline_at: its first token, and its end, are no use later; None for any time.
+            A first attempt that cannot keep them is refused.
     """
 
     request_id: str
@@ -31,6 +33,8 @@ class RouteRequest:
     priority: int = 0
     predicted_output_tokens: int | None = None
     excluded: frozenset[str] = frozenset()
+    start_by: float | None = None
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,15 @@ def _count_families(status: "ClusterStatus") -> Iterator[Metric]:
         for value, count in sorted(counts.items()):
             family.add_metric([status.policy, value], count)
         yield family
+    refusals = CounterMetricFamily(
+        "preble_router_refusals",
+        "Requests refused for overload, by what would have been exceeded: the request's deadline, "
+        "--max-queue-seconds or --max-live-requests.",
+        labels=["limit"],
+    )
+    for limit in ("deadline", "queue", "live_requests"):
+        refusals.add_metric([limit], status.refusals.get(limit, 0))
+    yield refusals
     yield CounterMetricFamily(
         "preble_router_retries", "Attempts after the first.", value=status.retries_total
     )

@@ -110,15 +110,19 @@ async def test_deep_nesting_is_a_wrong_body():
                 assert_error(response, 400)
 
 
-async def test_a_full_router_refuses_before_it_tokenizes():
-    script = spoken("never ends", None)
-    async with gateway(FakeDispatcher(script=lambda _: script), max_live_requests=1) as served:
-        body = CHAT | {"stream": True}
-        async with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
-            await anext(response.aiter_lines())
-            response = await served.post("/v1/completions", {"prompt": "x" * 100_000})
+async def test_an_overloaded_router_refuses_before_it_tokenizes():
+    dispatcher = FakeDispatcher(early_refusal=Overloaded("too much", retry_after_seconds=2.5))
+    async with gateway(dispatcher) as served:
+        for path, fields in (
+            ("/v1/completions", {"prompt": "x" * 100_000}),
+            ("/v1/chat/completions", CHAT),
+        ):
+            response = await served.post(path, fields, headers={"X-Request-Timeout": "3"})
             assert assert_error(response, 429)["code"] == "overloaded"
-    assert len(served.dispatcher.requests) == 1
+            assert response.headers["retry-after"] == "3"
+    assert not dispatcher.requests
+    asked = dispatcher.asked_deadlines
+    assert len(asked) == 2 and all(at is not None for at in asked)
 
 
 @pytest.mark.parametrize(

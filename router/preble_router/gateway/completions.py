@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from preble.errors import InvalidRequest, Overloaded, PrebleError
+from preble.errors import InvalidRequest, PrebleError
 from preble.page_keys import num_tokens
 from preble_router.config import RouterConfig
 from preble_router.gateway.body import read_object
@@ -67,7 +67,8 @@ class CompletionRoutes:
         """OpenAI's chat completion."""
         chat = read_chat(await read_object(request, max_bytes=self._config.max_body_bytes))
         check_model(chat.common.model, self._config.model)
-        self._refuse_overload()
+        deadline_at = _deadline_at(request)
+        self._dispatcher.check_admission(deadline_at=deadline_at)
         prompt = await self._prompts.encode_chat(
             chat.messages, template_variables=chat.template_variables
         )
@@ -77,6 +78,7 @@ class CompletionRoutes:
             chat.common,
             encoder_class=ChatEncoder,
             default_tokens=self._config.default_max_tokens,
+            deadline_at=deadline_at,
         )
 
     async def completions(self, request: Request) -> Response:
@@ -86,7 +88,8 @@ class CompletionRoutes:
             vocab_size=self._prompts.tokenizer.vocab_size,
         )
         check_model(completion.common.model, self._config.model)
-        self._refuse_overload()
+        deadline_at = _deadline_at(request)
+        self._dispatcher.check_admission(deadline_at=deadline_at)
         prompts = [
             prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)
             for prompt in completion.prompts
@@ -97,15 +100,8 @@ class CompletionRoutes:
             completion.common,
             encoder_class=CompletionEncoder,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
+            deadline_at=deadline_at,
         )
-
-    def _refuse_overload(self) -> None:
-        """The dispatcher would refuse too, but only after the work of tokenizing."""
-        if self._dispatcher.num_live >= self._config.max_live_requests:
-            raise Overloaded(
-                f"{self._dispatcher.num_live} requests are in progress, "
-                "which is this router's limit"
-            )
 
     async def _generate(
         self,
@@ -115,6 +111,7 @@ class CompletionRoutes:
         *,
         encoder_class: type[ResponseEncoder],
         default_tokens: int,
+        deadline_at: float | None,
     ) -> Response:
         record: RequestRecord = request.scope[RECORD_KEY]
         record.streamed, record.user = common.stream, common.user
@@ -126,7 +123,7 @@ class CompletionRoutes:
             [await self._prompts.embed(prompt) for prompt in prompts],
             common,
             default_tokens,
-            deadline_at=_deadline_at(request, record),
+            deadline_at=deadline_at,
             tenant=self._tenant(request, common),
         )
         live = LiveRequest(
@@ -206,7 +203,7 @@ class CompletionRoutes:
         return started
 
 
-def _deadline_at(request: Request, record: RequestRecord) -> float | None:
+def _deadline_at(request: Request) -> float | None:
     """From `X-Request-Timeout`, seconds from its arrival on; in `time.monotonic` seconds."""
     given = request.headers.get("x-request-timeout")
     if given is None:
@@ -221,4 +218,5 @@ def _deadline_at(request: Request, record: RequestRecord) -> float | None:
             f"not {given!r}",
             field="X-Request-Timeout",
         )
+    record: RequestRecord = request.scope[RECORD_KEY]
     return time.monotonic() - (time.perf_counter() - record.started_at) + seconds

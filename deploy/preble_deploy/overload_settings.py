@@ -1,0 +1,38 @@
+"""Options that say what a router does when more comes than its workers can do."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from preble_deploy.sources import Flag, Settings
+
+OVERLOAD = "Overload"
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class OverloadOptions(Settings):
+    """Which requests are refused, and which are cut off."""
+
+    max_queue_seconds: Annotated[
+        Seconds, Flag(metavar="SECONDS", panel=OVERLOAD, default="no limit")
+    ] = Field(
+        0.0,
+        description="A request whose first token is predicted to take longer is refused at once "
+        "with 429 and Retry-After.",
+    )
+    default_timeout: Annotated[Seconds, Flag(metavar="SECONDS", panel=OVERLOAD, default="none")] = (
+        Field(
+            0.0,
+            description="Deadline of a request that states none (X-Request-Timeout, or a gRPC "
+            "deadline). One that is predicted to miss its deadline is refused at once with 429 "
+            "and Retry-After.",
+        )
+    )
+
+    @property
+    def overload_config(self) -> dict[str, Any]:
+        """These options as fields of `RouterConfig`."""
+        return {
+            "max_queue_seconds": self.max_queue_seconds,
+            "default_timeout_seconds": self.default_timeout,
+        }
