@@ -47,8 +47,9 @@ class TournamentSettings(Settings):
     @field_validator("part")
     @classmethod
     def _known_parts(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
-        from preble_loadgen.tournament.plan import PARTS
+        from preble_loadgen.tournament.plan import PARTS, STUDIES
 
-        if any(part not in PARTS for part in parts):
-            raise ValueError(f"allowed: {', '.join(PARTS)}")
+        allowed = (*PARTS, *STUDIES)
+        if any(part not in allowed for part in parts):
+            raise ValueError(f"allowed: {', '.join(allowed)}")
         return parts

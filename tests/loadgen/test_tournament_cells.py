@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from preble.cost_library import load_cost_model
 from preble.errors import ConfigError
 from preble_loadgen.simulation_cells import Load
-from preble_loadgen.tournament.cell import CellKey
+from preble_loadgen.tournament.cell import CellFigures, CellKey
 from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, load_of, nominal_rate, slo_of
-from preble_loadgen.tournament.plan import PARTS, Scope, plan
+from preble_loadgen.tournament.plan import PARTS, plan
 from preble_loadgen.tournament.run import run_cell, run_missing
+from preble_loadgen.tournament.scope import Scope
 from preble_loadgen.tournament.store import CellStore
 from preble_loadgen.trace_request import Segment, TraceRequest
 
@@ -144,3 +146,24 @@ def test_families_that_meet_are_counted() -> None:
     key = replace(KEY, workload="families", num_workers=2, policy="longest_prefix")
     assert (run_cell(key, None).meeting_share or 0.0) > 0.9
     assert (run_cell(replace(key, policy="random"), None).meeting_share or 1.0) < 0.7
+
+
+def test_a_cell_from_before_tiers_keeps_its_file_name() -> None:
+    key = replace(KEY, num_workers=4, cost_model=REFERENCE)
+    assert key.file_name == "failures-hot_prefix-preble-4w-519aa855fa4d.json"
+    for later in (
+        replace(key, tiers=("host",)),
+        replace(key, length_predictor="oracle"),
+        replace(key, length_noise=0.5),
+        replace(key, cv=4.0),
+    ):
+        assert later.file_name != key.file_name
+
+
+def test_a_file_from_before_tiers_is_read() -> None:
+    cell = run_cell(KEY, None)
+    fields = json.loads(cell.to_json())
+    del fields["worker"]
+    for name in ("tiers", "length_predictor", "length_noise", "cv"):
+        del fields["key"][name]
+    assert CellFigures.from_json(json.dumps(fields)) == cell

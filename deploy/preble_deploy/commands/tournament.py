@@ -7,6 +7,8 @@ that needs no network, and tables in Markdown.
 
 The whole takes hours on two cores. [bold]--quick[/] looks at one load and one seed of each contest;
 [bold]--part[/] picks parts: peers, scenarios, reproduction, ablation, robustness, local, sizes.
+Two more run only where they are named: scheduling (local policies and cache tiers on one worker)
+and scheduling-behind (local policies on eight workers behind preble).
 
 [bold]Examples[/]
 

@@ -11,12 +11,15 @@ import numpy as np
 
 from preble_loadgen.report import Distribution, RequestRecord, summarize
 from preble_loadgen.simulator import SimulationResult
+from preble_loadgen.tournament.worker_figures import WorkerFigures
 
 WARM_UP_SHARE = 0.1
 """The first requests, which find every cache cold, count for hit shares and not for latencies."""
 
 SLO_SHARE = 0.9
 CURVE_POINTS = 101
+ADDED_LATER = ("tiers", "length_predictor", "length_noise", "cv")
+"""Fields of `CellKey` that its first version had not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,9 @@ class CellKey:
         rate: requests/s of the whole cluster; 0 where clients keep so many in flight instead.
         load: the rate relative to the workload's nominal one.
         faults: as `parse_fault` takes them.
+        tiers: of the workers' caches, as `--kv-tiers` takes them.
+        length_predictor, length_noise: as `SimulationOptions` has them; "" for the default.
+        cv: coefficient of variation of the gaps between arrivals; 0 for the workload's own.
     """
 
     section: str
@@ -43,11 +49,18 @@ class CellKey:
     variant: str = ""
     local_policy: str = "preble_groups"
     faults: tuple[str, ...] = ()
+    tiers: tuple[str, ...] = ()
+    length_predictor: str = ""
+    length_noise: float = 0.0
+    cv: float = 0.0
 
     @property
     def file_name(self) -> str:
-        """Readable in front, unique at the end."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """Readable in front, unique at the end. What was added later names a file only where it
+        says something, so that files from before keep their names.
+        """
+        stated = {n: value for n, value in asdict(self).items() if value or n not in ADDED_LATER}
+        text = json.dumps(stated, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         words = (self.section, self.workload, self.policy, f"{self.num_workers}w", digest)
         return "-".join(word.replace(":", "_") for word in words) + ".json"
@@ -119,6 +132,7 @@ class CellFigures:
     load_over_time: tuple[tuple[float, tuple[float, ...]], ...] = ()
     oracle_mean_ttft: float | None = None
     worker_requests: tuple[int, ...] = field(default=())
+    worker: WorkerFigures | None = None
     meeting_share: float | None = None
 
     def to_json(self) -> str:
@@ -133,10 +147,13 @@ class CellFigures:
         """
         fields: dict[str, Any] = json.loads(text)
         key = fields["key"]
-        fields["key"] = CellKey(**key | {"faults": tuple(key["faults"])})
+        sequences = {name: tuple(key.get(name, ())) for name in ("faults", "tiers")}
+        fields["key"] = CellKey(**key | sequences)
         for name in ("ttft", "e2e", "gap"):
             fields[name] = Summary(**fields[name])
         fields["slo"] = Slo(**fields["slo"])
+        if worker := fields.get("worker"):
+            fields["worker"] = WorkerFigures(**worker)
         fields["load_over_time"] = tuple(
             (at, tuple(loads)) for at, loads in fields["load_over_time"]
         )
@@ -161,7 +178,7 @@ def figures(
         with_load: keep the workers' load over time, which makes the cell's file large.
     """
     records = sorted(result.records, key=lambda record: record.index)
-    counted = records[int(WARM_UP_SHARE * len(records)) :]
+    counted = after_warm_up(records)
     whole, latency = summarize(records), summarize(counted)
     first = [r.first_at - r.sent_at for r in counted if not r.error and r.first_at is not None]
     of_worker = {worker.worker_id: worker.requests for worker in whole.workers}
@@ -188,6 +205,12 @@ def figures(
         worker_requests=answered,
         meeting_share=_meeting_share(records, families) if families else None,
     )
+
+
+def after_warm_up(records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Those whose latencies count, by index."""
+    ordered = sorted(records, key=lambda record: record.index)
+    return ordered[int(WARM_UP_SHARE * len(ordered)) :]
 
 
 def with_oracle(cell: CellFigures, mean_ttft: float) -> CellFigures:

@@ -18,9 +18,10 @@ from preble.errors import ConfigError
 from preble_loadgen.result_files import circumstances
 from preble_loadgen.tournament.cell import CellFigures, CellKey
 from preble_loadgen.tournament.contests import CONTESTS, is_available
-from preble_loadgen.tournament.plan import Scope, plan
+from preble_loadgen.tournament.plan import plan
 from preble_loadgen.tournament.report import write_report
 from preble_loadgen.tournament.run import run_missing
+from preble_loadgen.tournament.scope import Scope
 from preble_loadgen.tournament.store import CellStore
 
 PLAIN_EVERY = 50
@@ -53,7 +54,12 @@ def run_tournament(options: TournamentOptions) -> int:
     console = Console(stderr=True, highlight=False)
     _check_writable(options)
     store = CellStore(options.cells)
-    scope = Scope(has=lambda contest: is_available(contest, options.traces), quick=options.quick)
+    traces = options.traces
+    scope = Scope(
+        has=lambda contest: is_available(contest, traces),
+        has_file=lambda name: traces is not None and (traces / name).exists(),
+        quick=options.quick,
+    )
     keys = plan(scope, options.parts)
     _tell_left_out(scope, console)
     if not options.report_only:

@@ -7,16 +7,19 @@ scenarios     the known failures of routers
 robustness    stale and lost events, a slow worker, a worker that dies and returns, a router restart
 ablation      preble with each of its terms off
 local         the orders within a worker, behind preble
+
+The studies of scheduling within workers are parts as well, but only where they are asked for.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 from preble.cost_library import load_cost_model
 from preble_loadgen.tournament.cell import CellKey
-from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, Contest, nominal_rate
+from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, nominal_rate
+from preble_loadgen.tournament.scheduling import plan as scheduling
+from preble_loadgen.tournament.scope import Scope
 
 LARGE = "llama-3-70b-4xh100"
 LOADS = (0.4, 0.7, 1.0, 1.2, 1.5)
@@ -52,17 +55,10 @@ FAULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """How much of it: which contests can be had, and whether only a first look is wanted."""
-
-    has: Callable[[Contest], bool]
-    quick: bool = False
-
-
 def plan(scope: Scope, parts: tuple[str, ...] = ()) -> list[CellKey]:
-    """All cells of `parts`, or of all of them, those first that say most."""
-    cells = (key for part in parts or tuple(PARTS) for key in PARTS[part](scope))
+    """All cells of `parts`, or of all but the studies, those first that say most."""
+    every = PARTS | STUDIES
+    cells = (key for part in parts or tuple(PARTS) for key in every[part](scope))
     return list(dict.fromkeys(cells))
 
 
@@ -193,4 +189,9 @@ PARTS: dict[str, Callable[[Scope], Iterator[CellKey]]] = {
     "robustness": _robustness,
     "local": _local,
     "sizes": _sizes,
+}
+
+STUDIES: dict[str, Callable[[Scope], Iterator[CellKey]]] = {
+    scheduling.SECTION: scheduling.scheduling,
+    scheduling.BEHIND: scheduling.behind,
 }

@@ -17,6 +17,8 @@ from preble_loadgen.simulation_cells import CellFailed, Load, begin_process
 from preble_loadgen.simulator import SimulationOptions, parse_fault, simulate
 from preble_loadgen.tournament.cell import CellFigures, CellKey, figures, with_oracle
 from preble_loadgen.tournament.contests import CONTESTS, load_of, slo_of
+from preble_loadgen.tournament.scheduling.plan import SECTION
+from preble_loadgen.tournament.scheduling.run import run_worker_cell
 from preble_loadgen.tournament.store import CellStore
 
 ORACLE_REQUESTS_MAX = 1500
@@ -28,6 +30,8 @@ def run_cell(key: CellKey, traces: Path | None) -> CellFigures:
     Raises:
         ConfigError: the cell's trace cannot be read.
     """
+    if key.section == SECTION:
+        return run_worker_cell(key, traces)
     cost, contest = load_cost_model(key.cost_model), CONTESTS[key.workload]
     load = load_of(key, traces)
     options = SimulationOptions(

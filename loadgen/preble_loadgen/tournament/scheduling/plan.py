@@ -1,0 +1,125 @@
+"""Which cells the study of scheduling has. Pure.
+
+scheduling         local policies x requests x models x burstiness x loads, on one worker
+scheduling-behind  preble before eight workers, with each local policy
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from preble.cost_library import load_cost_model
+from preble_loadgen.simulator.options import ORACLE
+from preble_loadgen.tournament.cell import CellKey
+from preble_loadgen.tournament.contests import CONTESTS, REFERENCE
+from preble_loadgen.tournament.contests import nominal_rate as cluster_rate
+from preble_loadgen.tournament.scheduling.contests import WORKER_CONTESTS, nominal_rate
+from preble_loadgen.tournament.scope import Scope
+
+SECTION = "scheduling"
+BEHIND = "scheduling-behind"
+MULTI_HEAD = "opt-13b-a100-40gb"
+GROUPED = "llama-3-8b-h100"
+POISSON, BURSTS = 1.0, 4.0
+LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.3, 0.5, 0.75, 1.0)}
+"""By the CV of the arrivals: bursts break objectives at lower rates."""
+GRIDS = (
+    (1, MULTI_HEAD, POISSON),
+    (1, GROUPED, POISSON),
+    (1, MULTI_HEAD, BURSTS),
+    (2, MULTI_HEAD, POISSON),
+    (2, MULTI_HEAD, BURSTS),
+    (1, GROUPED, BURSTS),
+    (2, GROUPED, POISSON),
+    (2, GROUPED, BURSTS),
+)
+"""Seed, model and CV, those first that say most."""
+NOISE = 0.7
+"""Standard deviation of the logarithm of an oracle's error: about what retrieval comes to."""
+SWAPPED = ("host", "int8")
+HYBRID = ("host", "hidden")
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to run a worker."""
+
+    local_policy: str
+    tiers: tuple[str, ...] = ()
+    length_predictor: str = ""
+    length_noise: float = 0.0
+
+
+CONTENDERS = (
+    Contender("fcfs"),
+    Contender("alise", SWAPPED, ORACLE),
+    Contender("adaptive"),
+    Contender("adaptive", ("hidden",)),
+    Contender("adaptive", HYBRID),
+    Contender("srpt", (), ORACLE),
+    Contender("preble_groups"),
+    Contender("mlfq"),
+    Contender("alise", SWAPPED),
+    Contender("alise", SWAPPED, ORACLE, NOISE),
+    Contender("alise"),
+    Contender("srpt"),
+    Contender("lpm"),
+)
+"""Those first that say most."""
+BY_PREFIX = ("lpm", "preble_groups")
+"""Which are `fcfs` where nothing is cached."""
+
+BEHIND_CONTESTS = ("tool_use", "embodied_agent", "programming", "video_qa", "long_documents")
+BEHIND_WORKERS = 8
+BEHIND_LOADS = (1.2, 0.7)
+BEHIND_POLICIES = ("fcfs", "lpm", "preble_groups", "mlfq", "srpt", "alise", "adaptive")
+
+
+def scheduling(scope: Scope) -> Iterator[CellKey]:
+    """One worker. Hidden states only where they save memory: elsewhere they are refused."""
+    for seed, model, cv in GRIDS[:1] if scope.quick else GRIDS:
+        loads = LOADS[cv][2:3] if scope.quick else LOADS[cv]
+        for name, contest in WORKER_CONTESTS.items():
+            if contest.file and not scope.has_file(contest.file):
+                continue
+            if contest.has_own_clock and cv != POISSON:
+                continue
+            nominal = nominal_rate(contest, model)
+            for contender, load in product(CONTENDERS, loads):
+                if "hidden" in contender.tiers and model == GROUPED:
+                    continue
+                if contender.local_policy in BY_PREFIX and not contest.shares:
+                    continue
+                yield CellKey(
+                    section=SECTION,
+                    workload=name,
+                    policy="round_robin",
+                    local_policy=contender.local_policy,
+                    num_workers=1,
+                    cost_model=model,
+                    rate=round(load * nominal, 6),
+                    load=load,
+                    seed=seed,
+                    tiers=contender.tiers,
+                    length_predictor=contender.length_predictor,
+                    length_noise=contender.length_noise,
+                    cv=0.0 if contest.has_own_clock else cv,
+                )
+
+
+def behind(scope: Scope) -> Iterator[CellKey]:
+    """Eight workers behind `preble`, whose requests share prefixes."""
+    cost = load_cost_model(REFERENCE)
+    loads = BEHIND_LOADS[:1] if scope.quick else BEHIND_LOADS
+    for load, name, local_policy in product(loads, BEHIND_CONTESTS, BEHIND_POLICIES):
+        yield CellKey(
+            section=BEHIND,
+            workload=name,
+            policy="preble",
+            local_policy=local_policy,
+            num_workers=BEHIND_WORKERS,
+            cost_model=REFERENCE,
+            rate=round(load * BEHIND_WORKERS * cluster_rate(CONTESTS[name], cost), 6),
+            load=load,
+            seed=1,
+        )
