@@ -1,9 +1,9 @@
 """The tournament's cells: what is planned, run, kept and read again."""
 
+import json
 import subprocess
 import sys
 import time
-import json
 from dataclasses import replace
 from pathlib import Path
 
