@@ -70,6 +70,12 @@ class PromptTooLong(RequestError):
         self.max_tokens = max_tokens
 
 
+class PoisonedRequest(RequestError):
+    """Workers failed each time such a request ran on them; it is not tried again for a while."""
+
+    code = "poisoned_request"
+
+
 class RequestCancelled(RequestError):
     """The client went away or cancelled; nobody reads the answer."""
 

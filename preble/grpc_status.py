@@ -26,6 +26,7 @@ _BY_CODE: dict[str, type[PrebleError]] = {
         errors.ModelNotFound,
         errors.WorkerNotFound,
         errors.PromptTooLong,
+        errors.PoisonedRequest,
         errors.RequestCancelled,
         errors.DeadlineExceeded,
         errors.CapacityError,

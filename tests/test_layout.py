@@ -37,6 +37,7 @@ PURE = [
     "router/preble_router/admission.py",
     "router/preble_router/event_feed.py",
     "router/preble_router/liveness.py",
+    "router/preble_router/poison.py",
     *(
         f"router/preble_router/lengths/{name}.py"
         for name in (

@@ -10,9 +10,17 @@ one is sent prompt and delivered output, so that the client's stream goes on whe
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Iterable
 from time import monotonic
 
-from preble.errors import DeadlineExceeded, NoWorkers, PrebleError, PromptTooLong, WorkerFailed
+from preble.errors import (
+    DeadlineExceeded,
+    NoWorkers,
+    PoisonedRequest,
+    PrebleError,
+    PromptTooLong,
+    WorkerFailed,
+)
 from preble.page_keys import namespace_seed, num_tokens, page_keys
 from preble.types import FinishReason, WorkerRequest
 from preble_router.config import RouterConfig
@@ -20,9 +28,13 @@ from preble_router.generation import Generation, GenerationRequest
 from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
+from preble_router.poison import PoisonBook, fingerprint
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.stimuli import RequestFailed, RequestFinished, RouteRequest
+
+TRIAL_SECONDS = 0.25
+"""How long at most suspects of bringing down workers are kept apart; their streams wait."""
 
 
 class Attempts:
@@ -34,6 +46,7 @@ class Attempts:
         forecasts: of output lengths.
         placements: attempts by the kind of the policy's reason.
         retries_total: attempts after the first.
+        poison: which requests are suspected of bringing workers down.
     """
 
     def __init__(
@@ -52,6 +65,7 @@ class Attempts:
         self.outcomes: Counter[str] = Counter()
         self.placements: Counter[str] = Counter()
         self.retries_total = 0
+        self.poison = PoisonBook()
         self._config = config
         self._scheduler = scheduler
         self._membership = membership
@@ -59,7 +73,9 @@ class Attempts:
         self._give_up_at: dict[str, float] = {}  # of live requests that need another worker
 
     def start(self, generation: Generation, now: float) -> None:
-        """The first attempt of a new request. Raises `NoWorkers`."""
+        """The first attempt of a new request. Raises `NoWorkers`, `PoisonedRequest`."""
+        if self.poison.has_poisoned and self._is_poisoned(generation, now):
+            raise poisoned()
         self.place(generation, now)
         self.live[generation.request_id] = generation
         self.idle.clear()
@@ -85,7 +101,7 @@ class Attempts:
                 start_by=self._config.start_by(now=now),
                 deadline_at=request.deadline_at,
                 predicted_output_tokens=_remaining(generation),
-                excluded=self._excluded(generation),
+                excluded=self._excluded(generation, now),
             ),
             now=now,
         )
@@ -94,6 +110,8 @@ class Attempts:
         generation.place(placement, session, now=now)
         if generation.predicted_output_tokens is None:
             generation.predicted_output_tokens = max(1, round(placement.predicted_output_tokens))
+        if generation.suspected_until > now:
+            session.trial = generation
         session.submit(
             WorkerRequest(
                 request_id=request.request_id,
@@ -133,8 +151,9 @@ class Attempts:
                 output_tokens=generation.num_output_tokens,
             )
 
-    def _excluded(self, generation: Generation) -> frozenset[str]:
-        """Workers that failed it and have not come back since, and those too small for it."""
+    def _excluded(self, generation: Generation, now: float) -> frozenset[str]:
+        """Workers that failed it and have not come back since, those too small for it, and for a
+        suspect those that try another one."""
         sessions = self._membership.sessions
         excluded = {
             worker_id
@@ -148,34 +167,78 @@ class Attempts:
                 for session in sessions.values()
                 if session.request_limit_tokens < needed
             )
+        if generation.suspected_until > now:
+            excluded.update(s.worker_id for s in sessions.values() if s.trial is not None)
         return frozenset(excluded)
 
-    def break_off(self, generation: Generation, now: float) -> None:
-        """The attempt is over without an end of the request: take it off the books."""
+    def blame(self, failure: str, generations: Iterable[Generation], now: float) -> None:
+        """A worker failed while it ran these: one of them may have been the cause."""
+        running = [(self._fingerprint(each), each.attempt_output_tokens) for each in generations]
+        self.poison.failed(failure, running, now=now)
+        for generation in generations:
+            generation.suspected_until = now + TRIAL_SECONDS
+
+    def _fingerprint(self, generation: Generation) -> bytes:
+        if generation.fingerprint is None:
+            request = generation.request
+            generation.fingerprint = fingerprint(
+                request.tokens,
+                request.sampling,
+                namespace=request.namespace,
+                tenant=request.tenant,
+            )
+        return generation.fingerprint
+
+    def _is_poisoned(self, generation: Generation, now: float) -> bool:
+        return self.poison.is_poisoned(self._fingerprint(generation), now=now)
+
+    def end_trial(self, session: Session, now: float) -> None:
+        """The suspect there has shown a token: the next one may come."""
+        if session.trial is not None:
+            session.trial.suspected_until = now
+            session.trial = None
+            self.retry_waiting(now)
+
+    def break_off(self, generation: Generation, now: float, *, fault: bool = True) -> None:
+        """The attempt is over without an end of the request: take it off the books.
+
+        Args:
+            fault: it counts as one of the request's `max_attempts`.
+        """
         session = generation.session
         assert session is not None
+        generation.num_failures += fault
         generation.failed.add((session.worker_id, session.serial))
         generation.unplace()
         self._scheduler.observe(RequestFailed(generation.request_id, generation.attempt), now=now)
 
     def turn_away(
-        self, generation: Generation, error: PrebleError, now: float, *, wait: bool
+        self,
+        generation: Generation,
+        error: PrebleError,
+        now: float,
+        *,
+        wait: bool,
+        fault: bool = True,
     ) -> None:
         """This worker will not finish it: on to another, or `error`."""
-        self.break_off(generation, now)
+        self.break_off(generation, now, fault=fault)
         self.go_on(generation, error, now, wait=wait)
 
     def go_on(
         self, generation: Generation, error: PrebleError, now: float, *, wait: bool = True
     ) -> None:
         """Places a broken-off request again; settles it with `error` where that cannot be."""
-        if generation.attempt >= self._config.max_attempts:
+        if self.poison.has_poisoned and self._is_poisoned(generation, now):
+            self.settle(generation, poisoned())
+            return
+        if generation.num_failures >= self._config.max_attempts:
             self.settle(generation, error)
             return
         try:
             self.place(generation, now)
         except NoWorkers:
-            if not wait:
+            if not (wait or self._is_held_back(generation, now)):
                 self.settle(generation, error)
                 return
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
@@ -183,17 +246,22 @@ class Attempts:
             self.retries_total += 1
             self._give_up_at.pop(generation.request_id, None)
 
-    def _has_open_worker(self, generation: Generation, *, other_than: str = "") -> bool:
+    def _is_held_back(self, generation: Generation, now: float) -> bool:
+        """Whether only other suspects stand between it and a worker."""
+        until = generation.suspected_until
+        return until > now and self._has_open_worker(generation, until)  # as it will be then
+
+    def _has_open_worker(self, generation: Generation, now: float, *, other_than: str = "") -> bool:
         """Whether a ready worker could run it; cheaper than to try."""
-        excluded = self._excluded(generation) | {other_than}
-        return generation.attempt < self._config.max_attempts and any(
+        excluded = self._excluded(generation, now) | {other_than}
+        return generation.num_failures < self._config.max_attempts and any(
             session.ready and session.worker_id not in excluded
             for session in self._membership.sessions.values()
         )
 
     def leave_silent(self, generation: Generation, now: float) -> None:
         """Moves a request off a silent worker, or lets it wait there for whoever speaks first."""
-        if not self._has_open_worker(generation, other_than=generation.worker_id):
+        if not self._has_open_worker(generation, now, other_than=generation.worker_id):
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
             return
         self.cancel_attempt(generation)
@@ -210,7 +278,7 @@ class Attempts:
             generation = self.live[request_id]
             if generation.session is not None:
                 self.leave_silent(generation, now)
-            elif self._has_open_worker(generation):
+            elif self._has_open_worker(generation, now):
                 self.go_on(generation, worker_gone(generation), now)
             if request_id in self._give_up_at and now >= give_up_at:
                 self.cancel_attempt(generation)
@@ -232,6 +300,8 @@ class Attempts:
             )
         if generation.is_complete or end in (FinishReason.STOP, FinishReason.LENGTH):
             self._learn(generation)
+            if self.poison.has_suspects:
+                self.poison.clear(self._fingerprint(generation))
         self.outcomes[end.value if isinstance(end, FinishReason) else end.code] += 1
         generation.end(end)
         if not self.live:
@@ -268,6 +338,13 @@ def too_long(request: GenerationRequest, limit: int | None, message: str = "") -
         f"{request.sampling.max_tokens}, together {needed}, but the limit is {limit} tokens"
     )
     return PromptTooLong(message or default, num_tokens=needed, max_tokens=limit or 0)
+
+
+def poisoned() -> PoisonedRequest:
+    """Workers failed with such a request on them."""
+    return PoisonedRequest(
+        "workers failed each time this request ran on them, so it is not tried again for a while"
+    )
 
 
 def worker_gone(generation: Generation) -> WorkerFailed:

@@ -155,12 +155,13 @@ class Dispatcher:
             NoWorkers: none is ready.
             PromptTooLong: no ready worker can hold prompt and output.
             DeadlineExceeded: the deadline has passed already.
+            PoisonedRequest: workers failed each time such a request ran on them.
         """
         now = monotonic()
-        self._check(request, now)
         deadline_at = self.config.deadline(request.deadline_at, now=now)
         if deadline_at != request.deadline_at:
             request = replace(request, deadline_at=deadline_at)
+        self._check(request, now)
         generation = Generation(request, cancel=self._cancel)
         self.attempts.start(generation, now)
         if request.deadline_at is not None:
@@ -169,7 +170,6 @@ class Dispatcher:
             )
         return generation
 
-    def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
     def check_admission(self, *, deadline_at: float | None = None) -> None:
         """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any."""
         self._check_room()
@@ -178,6 +178,7 @@ class Dispatcher:
         if known := [at for at in times if at is not None]:
             self.scheduler.check_wait(latest_at=min(known), now=now)
 
+    def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
         """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""
         keys = self.attempts.page_keys(tokens, namespace)
         limit = max_tokens or self.config.default_max_tokens
@@ -208,7 +209,6 @@ class Dispatcher:
         if needed_tokens(request) > limit:
             raise too_long(request, limit)
 
-    def _end(self, generation: Generation, end: FinishReason | PrebleError) -> None:
     def _check_room(self) -> None:
         if self.num_live >= self.config.max_live_requests:
             self.scheduler.admission.refusals["live_requests"] += 1
@@ -216,6 +216,7 @@ class Dispatcher:
                 f"{self.num_live} requests are in progress, which is this router's limit"
             )
 
+    def _end(self, generation: Generation, end: FinishReason | PrebleError) -> None:
         """The router ends the request, whatever its worker is doing."""
         self.attempts.cancel_attempt(generation)
         self.attempts.settle(generation, end)
@@ -275,8 +276,10 @@ class Dispatcher:
         """Its requests go elsewhere."""
         now = monotonic()
         broken = list(session.live.values())
+        if not session.draining:
+            self._blame(session, broken, now)
         for generation in broken:
-            self.attempts.break_off(generation, now)
+            self.attempts.break_off(generation, now, fault=not session.draining)
         self.scheduler.observe(WorkerLost(session.worker_id), now=now)
         level = logging.WARNING if broken else logging.INFO
         _log.log(
@@ -285,11 +288,18 @@ class Dispatcher:
         for generation in broken:
             self.attempts.go_on(generation, worker_gone(generation), now)
 
+    def _blame(self, session: Session, running: list[Generation], now: float) -> None:
+        """The process failed; those with the least output are tried first elsewhere."""
+        running.sort(key=lambda generation: generation.attempt_output_tokens)
+        self.attempts.blame(f"{session.worker_id}/{session.spec.epoch}", running, now)
+
     def worker_silent(self, session: Session) -> None:
         """Its requests go elsewhere if there is an elsewhere."""
         now = monotonic()
         self.scheduler.observe(WorkerSuspended(session.worker_id, True), now=now)
-        for generation in list(session.live.values()):
+        running = list(session.live.values())
+        self._blame(session, running, now)
+        for generation in running:
             self.attempts.leave_silent(generation, now)
 
     def worker_speaks(self, session: Session) -> None:
@@ -320,7 +330,7 @@ class Dispatcher:
             if generation is None or output.attempt != generation.attempt:
                 continue  # of an attempt that was cancelled or moved
             if tokens := output.tokens:
-                _check_output(generation, output.position, len(tokens))
+                generation.check_output(output.position, len(tokens))
                 cached = None
                 if generation.awaits_first_token and output.HasField("cached_tokens"):
                     cached = output.cached_tokens
@@ -340,6 +350,8 @@ class Dispatcher:
             ),
             now=now,
         )
+        if session.trial is not None and not session.trial.awaits_first_token:
+            self.attempts.end_trial(session, now)
         for generation, output in ended:
             self._end_attempt(generation, output, now)
         if step.phase == pb.PHASE_DRAINING:
@@ -362,7 +374,8 @@ class Dispatcher:
         else:
             # Draining workers, failed engines, and cancellations that nobody here asked for.
             error = WorkerFailed(output.error) if output.error else worker_gone(generation)
-            self.attempts.turn_away(generation, error, now, wait="draining" in output.error)
+            drains = "draining" in output.error
+            self.attempts.turn_away(generation, error, now, wait=drains, fault=not drains)
 
     def _mark_draining(self, session: Session, now: float) -> None:
         if not session.draining:
@@ -378,15 +391,3 @@ class Dispatcher:
                 self.attempts.break_off(generation, now)
                 session.renew()  # It may take the request again.
                 self.attempts.go_on(generation, worker_gone(generation), now)
-
-
-def _check_output(generation: Generation, position: int, size: int) -> None:
-    """Nothing is missing before the output, and there is no more of it than was asked for."""
-    expected = generation.num_output_tokens
-    if position != expected or size % TOKEN_BYTES:
-        raise PeerError(
-            f"output of {generation.request_id} at position {position} in {size} bytes, "
-            f"expected position {expected}"
-        )
-    if expected + size // TOKEN_BYTES > generation.request.sampling.max_tokens:
-        raise PeerError(f"output of {generation.request_id} is longer than its max_tokens")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from preble.errors import PrebleError
+from preble.errors import PeerError, PrebleError
 from preble.page_keys import TOKEN_BYTES, num_tokens
 from preble.types import FinishReason, SamplingParams
 from preble_router.lengths.predictor import Prompt, Vector
@@ -67,6 +67,10 @@ class Generation:
         predicted_output_tokens: of the whole request, made with its first placement; None before.
         is_complete: it ended, or was cancelled, with all the output it was to have.
         failed: (worker id, session serial) of the attempts that broke off.
+        num_failures: attempts that broke off because their worker failed, not because it drained.
+        fingerprint: as in `poison`; None until it was needed.
+        suspected_until: it ran on a worker that failed, and runs beside no other suspect until
+            then or until it shows a token.
     """
 
     __slots__ = (
@@ -80,8 +84,10 @@ class Generation:
         "attempt",
         "deadline_timer",
         "failed",
+        "fingerprint",
         "is_complete",
         "num_before_attempt",
+        "num_failures",
         "num_output_tokens",
         "output",
         "placed_at",
@@ -90,6 +96,7 @@ class Generation:
         "prompt",
         "request",
         "session",
+        "suspected_until",
         "worker_id",
     )
 
@@ -109,6 +116,9 @@ class Generation:
         self.num_output_tokens = 0
         self.num_before_attempt = 0
         self.failed: set[tuple[str, int]] = set()
+        self.num_failures = 0
+        self.fingerprint: bytes | None = None
+        self.suspected_until = float("-inf")
         self.deadline_timer: asyncio.TimerHandle | None = None
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
@@ -195,7 +205,24 @@ class Generation:
         """The present attempt is over."""
         assert self.session is not None
         del self.session.live[self.request.request_id]
+        if self.session.trial is self:
+            self.session.trial = None
         self.session = None
+
+    def check_output(self, position: int, size: int) -> None:
+        """Nothing is missing before `size` bytes at `position`, nor is that more than was asked.
+
+        Raises:
+            PeerError: it is not so.
+        """
+        expected = self.num_output_tokens
+        if position != expected or size % TOKEN_BYTES:
+            raise PeerError(
+                f"output of {self.request_id} at position {position} in {size} bytes, "
+                f"expected position {expected}"
+            )
+        if expected + size // TOKEN_BYTES > self.request.sampling.max_tokens:
+            raise PeerError(f"output of {self.request_id} is longer than its max_tokens")
 
     def feed(self, tokens: bytes, cached_tokens: int | None) -> None:
         """Output of a step. The cached share of a resumed attempt counts the prompt only."""

@@ -23,7 +23,8 @@ class Session:
             before says nothing about the worker after it.
         live: this router's requests on the worker, by request id.
         known: its first snapshot has come, so its step loop turns.
-        draining: nothing more may be placed on it.
+        draining: nothing more may be placed on it; it ends by somebody's will, not by a fault.
+        trial: a suspect that has shown no token here yet; see `poison`.
         linked_at: when it said Hello.
         ended: the stream is over or must not be listened to any more.
         request_limit_tokens: longest prompt plus output it can ever run.
@@ -43,6 +44,7 @@ class Session:
         "request_limit_tokens",
         "serial",
         "spec",
+        "trial",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Session:
         self.linked_at = now
         self.known = False
         self.draining = False
+        self.trial: Generation | None = None
         self.ended = False
         self._send = send
 

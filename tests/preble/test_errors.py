@@ -13,6 +13,7 @@ from preble import errors
         (errors.Unauthenticated("x"), 401, "UNAUTHENTICATED"),
         (errors.ModelNotFound("x"), 404, "NOT_FOUND"),
         (errors.PromptTooLong("x", num_tokens=2, max_tokens=1), 413, "INVALID_ARGUMENT"),
+        (errors.PoisonedRequest("x"), 400, "INVALID_ARGUMENT"),
         (errors.RequestCancelled("x"), 499, "CANCELLED"),
         (errors.DeadlineExceeded("x"), 504, "DEADLINE_EXCEEDED"),
         (errors.Overloaded("x", retry_after_seconds=3), 429, "RESOURCE_EXHAUSTED"),

@@ -1,0 +1,127 @@
+"""Which requests bring down the workers they run on. Pure.
+
+Whatever ran on a worker when it failed is suspected; who was there at two failures is guilty:
+
+    w0 fails with {a, b, c}  ->  all three are suspected, and go on on different workers
+    w2 fails with {b, d}     ->  b was at both: refused. d is suspected. a and c go on
+
+A suspect has an alibi once it has made some progress since, or when a request like it has ended
+well. Of several at the same two failures the one that had shown no token is guilty, since what
+failed once fails again at the same token. Where that does not tell them apart none is refused: so
+the shell keeps suspects on different workers until each has shown a token.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+
+from preble.types import SamplingParams
+
+ALIBI_TOKENS = 16
+"""Output of an attempt after which a failure is not taken to be the request's doing."""
+SUSPECTED_SECONDS = 60.0
+POISONED_SECONDS = 600.0
+"""For how long requests like it are refused."""
+MOST_REMEMBERED = 4096
+"""Suspects, and poisoned requests, each; the oldest are forgotten first."""
+HOPELESS = 3
+"""Failures after which those that were at all of them are refused together."""
+
+
+def fingerprint(tokens: bytes, sampling: SamplingParams, *, namespace: str, tenant: str) -> bytes:
+    """16 bytes, equal for a request and its repetition.
+
+    The seed is left out: a client that states none is given another one at each try.
+    """
+    settings = asdict(sampling)
+    del settings["seed"]
+    key = repr((tenant, namespace, sorted(settings.items()))).encode()
+    return blake2b(tokens, digest_size=16, key=blake2b(key, digest_size=32).digest()).digest()
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    until: float
+    failures: set[str] = field(default_factory=set)
+
+
+class PoisonBook:
+    """What is known of requests by fingerprint. Bounded in size and time."""
+
+    __slots__ = ("_poisoned_until", "_suspicions")
+
+    def __init__(self) -> None:
+        self._suspicions: OrderedDict[bytes, _Suspicion] = OrderedDict()
+        self._poisoned_until: OrderedDict[bytes, float] = OrderedDict()
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether `clear` could do anything."""
+        return bool(self._suspicions)
+
+    @property
+    def has_poisoned(self) -> bool:
+        """Whether `is_poisoned` could be true of anything."""
+        return bool(self._poisoned_until)
+
+    def failed(self, failure: str, running: Iterable[tuple[bytes, int]], *, now: float) -> None:
+        """A worker failed with these requests on it.
+
+        Args:
+            failure: names it; the same one may be told again, when silence turns into death.
+            running: fingerprint and output tokens of the present attempt, per request.
+        """
+        progress: dict[bytes, int] = {}
+        for mark, num_tokens in running:
+            progress[mark] = max(num_tokens, progress.get(mark, 0))
+        for mark, num_tokens in progress.items():
+            self._suspect(mark, failure, has_alibi=num_tokens >= ALIBI_TOKENS, now=now)
+        for mark in self._guilty(progress):
+            del self._suspicions[mark]
+            self._poisoned_until[mark] = now + POISONED_SECONDS
+            _forget_oldest(self._poisoned_until)
+
+    def _suspect(self, mark: bytes, failure: str, *, has_alibi: bool, now: float) -> None:
+        suspicion = self._suspicions.get(mark)
+        if suspicion is None or has_alibi or suspicion.until <= now:
+            suspicion = self._suspicions[mark] = _Suspicion(now)
+        suspicion.failures.add(failure)
+        suspicion.until = now + SUSPECTED_SECONDS
+        self._suspicions.move_to_end(mark)
+        _forget_oldest(self._suspicions)
+
+    def _guilty(self, progress: Mapping[bytes, int]) -> list[bytes]:
+        counts = {m: len(self._suspicions[m].failures) for m in progress if m in self._suspicions}
+        most = max(counts.values(), default=0)
+        worst = [mark for mark, count in counts.items() if count == most]
+        if most >= HOPELESS:
+            return worst
+        mute = [mark for mark in worst if not progress[mark]] or worst
+        return mute if most == HOPELESS - 1 and len(mute) == 1 else []
+
+    def clear(self, mark: bytes) -> None:
+        """A request like it has ended well."""
+        self._suspicions.pop(mark, None)
+
+    def is_poisoned(self, mark: bytes, *, now: float) -> bool:
+        """Whether to refuse it."""
+        until = self._poisoned_until.get(mark)
+        if until is None:
+            return False
+        if until <= now:
+            del self._poisoned_until[mark]
+            return False
+        return True
+
+    def check(self) -> None:
+        """Assert the bounds, and that nobody is both suspected and refused."""
+        assert len(self._suspicions) <= MOST_REMEMBERED
+        assert len(self._poisoned_until) <= MOST_REMEMBERED
+        assert all(suspicion.failures for suspicion in self._suspicions.values())
+        assert not self._suspicions.keys() & self._poisoned_until.keys()
+
+
+def _forget_oldest(book: OrderedDict[bytes, _Suspicion] | OrderedDict[bytes, float]) -> None:
+    if len(book) > MOST_REMEMBERED:
+        book.popitem(last=False)
