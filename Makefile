@@ -14,7 +14,7 @@ export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test check proto bench fuzz tournament clean \
-	show-chat show-trace show-worker-killed show-router-restart show-ray
+	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order
 
 help:  ## List these verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -75,6 +75,9 @@ show-router-restart: $(READY)  ## Show 4: kill -9 of the router; the next one co
 
 show-ray: $(READY)  ## Show 5: the same cluster and replay on Ray.
 	PYTHONPATH=tests $(BIN)/python tests/shows/ray_cluster.py
+
+show-policy-order: $(READY)  ## Show 6: five policies live and simulated, on a machine left alone.
+	PYTHONPATH=tests $(BIN)/python tests/shows/policy_order.py
 
 clean:  ## Remove the virtual environment and everything that was built.
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
