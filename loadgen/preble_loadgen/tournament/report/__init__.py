@@ -19,8 +19,10 @@ from preble_loadgen.tournament.report.groups import is_own, rank
 from preble_loadgen.tournament.report.html import to_html
 from preble_loadgen.tournament.report.markdown import to_markdown
 from preble_loadgen.tournament.report.palette import LOOKS, look
+from preble_loadgen.tournament.scheduling.plan import BEHIND, SECTION
 
 TITLE = "Tournament of routing policies"
+STUDY_TITLE = "Scheduling within workers"
 
 
 def write_report(
@@ -38,9 +40,10 @@ def write_report(
         raise ConfigError("there are no cells to report on; run the tournament first")
     facts = _facts(circumstances)
     parts = chapters(cells)
-    page = to_html(parts, _drawn(cells), title=TITLE, circumstances=facts, policies=_legend(cells))
+    title = STUDY_TITLE if {cell.key.section for cell in cells} <= {SECTION, BEHIND} else TITLE
+    page = to_html(parts, _drawn(cells), title=title, circumstances=facts, policies=_legend(cells))
     _write(html, page)
-    _write(markdown, to_markdown(parts, title=TITLE, circumstances=facts))
+    _write(markdown, to_markdown(parts, title=title, circumstances=facts))
 
 
 def _drawn(cells: Sequence[CellFigures]) -> dict[str, list[Figure]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from preble_loadgen.tournament.cell import CellFigures
+from preble_loadgen.tournament.report.behind import behind_chapter
 from preble_loadgen.tournament.report.comparison import (
     capacity_chapter,
     contested,
@@ -11,6 +12,7 @@ from preble_loadgen.tournament.report.comparison import (
 from preble_loadgen.tournament.report.document import Chapter, Row, Table
 from preble_loadgen.tournament.report.groups import Setting
 from preble_loadgen.tournament.report.resilience import robustness_chapter, scaling_chapter
+from preble_loadgen.tournament.report.scheduling import scheduling_chapter
 from preble_loadgen.tournament.report.studies import (
     ablation_chapter,
     failures_chapter,
@@ -27,6 +29,10 @@ BUILDERS = (
     robustness_chapter,
     ablation_chapter,
     local_chapter,
+    scheduling_chapter,
+    behind_chapter,
+    scheduling_chapter,
+    behind_chapter,
 )
 
 

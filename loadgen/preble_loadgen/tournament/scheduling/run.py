@@ -20,6 +20,8 @@ from preble_worker.estimated_tiers import named_tiers
 PAGE_TOKENS = 16
 REPORT_SECONDS = 2.0
 """With one worker nothing depends on when the router hears of its steps."""
+SILENCE_SECONDS = 60.0
+"""So that the router does not take it for dead in between."""
 
 
 def run_worker_cell(key: CellKey, traces: Path | None) -> CellFigures:
@@ -62,5 +64,6 @@ def worker_options(key: CellKey) -> SimulationOptions:
         page_tokens=PAGE_TOKENS,
         seed=key.seed,
         report_seconds=REPORT_SECONDS,
+        silence_seconds=SILENCE_SECONDS,
         sample_every=0.0,
     )
