@@ -14,6 +14,7 @@ from preble_loadgen.tournament.report.duels import paired
 from preble_loadgen.tournament.report.groups import (
     MEASURES,
     OURS,
+    Measure,
     Seeds,
     Setting,
     by_setting,
@@ -23,11 +24,17 @@ from preble_loadgen.tournament.report.groups import (
     over_seeds,
 )
 from preble_loadgen.tournament.report.resilience import capacity_per_worker, without_faults
-from preble_loadgen.tournament.report.statistics import Estimate, ratio_estimate
+from preble_loadgen.tournament.report.statistics import Estimate, estimate, ratio_estimate
+from preble_loadgen.tournament.report.worker_sweeps import Sweeps, by_field, stretch
+from preble_loadgen.tournament.scheduling.plan import SECTION as WORKER_SECTION
 
 NEAR_SATURATION = 1.0
 """Points and tails are drawn at the highest load that is no higher than this."""
 COMPARED = ("mean TTFT", "p99 TTFT")
+WORKER_MEASURES: dict[str, Measure] = {
+    "normalised latency": stretch,
+    "p99 TTFT (s)": MEASURES["p99 TTFT"],
+}
 Policies = Mapping[str, Seeds]
 
 
@@ -40,6 +47,7 @@ def figures(cells: Sequence[CellFigures]) -> dict[str, list[Figure]]:
         "scaling": _scaling(cells),
         "robustness": _robustness(cells),
         "ablation": _ablation(cells),
+        "scheduling": _workers(cells),
     }
     return {anchor: drawn for anchor, drawn in found.items() if drawn}
 
@@ -299,3 +307,33 @@ def _ablation(cells: Sequence[CellFigures]) -> list[Figure]:
             svg=plots.dots(panels, x_label="without / with", salt="ablation"),
         )
     ]
+
+
+def _workers(cells: Sequence[CellFigures]) -> list[Figure]:
+    """Of the study of scheduling within a worker."""
+    drawn = []
+    for field, contenders in by_field(in_sections(cells, WORKER_SECTION)).items():
+        panels = [
+            (label, {who: _curve(sweeps, measure) for who, sweeps in contenders.items()})
+            for label, measure in WORKER_MEASURES.items()
+        ]
+        if max(len(curve) for curve in panels[0][1].values()) < 2:
+            continue
+        drawn.append(
+            Figure(
+                title=f"One worker: {field.workload}, {field.cost_model}, CV {field.cv:g}",
+                text="Mean normalised latency, end to end per output token, in multiples of that"
+                " of requests alone on the worker, and the 99th percentile of the time to first"
+                " token in seconds, over the arrival rate; logarithmic, lower is better.",
+                svg=plots.curves(panels, x_label="requests/s", salt=f"worker {field}"),
+            )
+        )
+    return drawn
+
+
+def _curve(sweeps: Sweeps, measure: Measure) -> plots.Curve:
+    """Over the rates, each with its seeds."""
+    found: dict[float, list[float]] = {}
+    for cell in (cell for sweep in sweeps.values() for cell in sweep):
+        found.setdefault(cell.key.rate, []).append(measure(cell))
+    return [(rate, estimate(found[rate])) for rate in sorted(found)]
