@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check proto bench fuzz tournament clean \
+.PHONY: help setup serve test check proto bench fuzz tournament scheduling-study clean \
 	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order
 
 help:  ## List these verbs.
@@ -60,6 +60,11 @@ TOURNAMENT ?= --traces ../shared/traces
 
 tournament: $(READY)  ## Hold all policies against each other in simulation; TOURNAMENT=options.
 	$(BIN)/preble tournament $(TOURNAMENT)
+
+SCHEDULING ?= --traces ../shared/traces --cells scheduling --html scheduling.html --markdown scheduling.md
+
+scheduling-study: $(READY)  ## The same for local policies and cache tiers; SCHEDULING=options.
+	$(BIN)/preble tournament --part scheduling --part scheduling-behind $(SCHEDULING)
 
 show-chat: $(READY)  ## Show 1: a streaming chat of the openai client through a fresh cluster.
 	PYTHONPATH=tests $(BIN)/python tests/shows/chat.py
