@@ -65,6 +65,7 @@ PURE = [
     "loadgen/preble_loadgen/oracle.py",
     "loadgen/preble_loadgen/report.py",
     "loadgen/preble_loadgen/objectives.py",
+    "loadgen/preble_loadgen/tournament/worker_figures.py",
     "loadgen/preble_loadgen/simulator",
     "loadgen/preble_loadgen/workloads",
     "loadgen/preble_loadgen/analysis.py",

@@ -35,7 +35,7 @@ GRIDS = (
 )
 """Seed, model and CV, those first that say most."""
 NOISE = 0.7
-"""Standard deviation of the logarithm of an oracle's error: about what retrieval comes to."""
+"""Standard deviation of the logarithm of an oracle's error: a middling predictor."""
 SWAPPED = ("host", "int8")
 HYBRID = ("host", "hidden")
 
