@@ -23,6 +23,8 @@ GROUPED = "llama-3-8b-h100"
 POISSON, BURSTS = 1.0, 4.0
 LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.3, 0.5, 0.75, 1.0)}
 """By the CV of the arrivals: bursts break objectives at lower rates."""
+FARTHER = {"alpaca": (2.8,), "sharegpt": (2.8,)}
+"""Further loads with Poisson arrivals, of the requests for which ALISE's gains are published."""
 GRIDS = (
     (1, MULTI_HEAD, POISSON),
     (1, GROUPED, POISSON),
@@ -78,14 +80,13 @@ BEHIND_POLICIES = ("fcfs", "lpm", "preble_groups", "mlfq", "srpt", "alise", "ada
 def scheduling(scope: Scope) -> Iterator[CellKey]:
     """One worker. Hidden states only where they save memory: elsewhere they are refused."""
     for seed, model, cv in GRIDS[:1] if scope.quick else GRIDS:
-        loads = LOADS[cv][2:3] if scope.quick else LOADS[cv]
         for name, contest in WORKER_CONTESTS.items():
             if contest.file and not scope.has_file(contest.file):
                 continue
             if contest.has_own_clock and cv != POISSON:
                 continue
             nominal = nominal_rate(contest, model)
-            for contender, load in product(CONTENDERS, loads):
+            for contender, load in product(CONTENDERS, _loads(name, cv, quick=scope.quick)):
                 if "hidden" in contender.tiers and model == GROUPED:
                     continue
                 if contender.local_policy in BY_PREFIX and not contest.shares:
@@ -105,6 +106,12 @@ def scheduling(scope: Scope) -> Iterator[CellKey]:
                     length_noise=contender.length_noise,
                     cv=0.0 if contest.has_own_clock else cv,
                 )
+
+
+def _loads(name: str, cv: float, *, quick: bool) -> tuple[float, ...]:
+    if quick:
+        return LOADS[cv][2:3]
+    return (*LOADS[cv], *(FARTHER.get(name, ()) if cv == POISSON else ()))
 
 
 def behind(scope: Scope) -> Iterator[CellKey]:
