@@ -7,8 +7,8 @@ One step that computes a batch takes (ALGORITHMS: cost model)
 
 P new prefill tokens, A = Σ over prefill chunks of chunk·(context before + chunk/2), D decoding
 requests, K context tokens that the decodes read, H context tokens in the hidden form. N counts the
-attention products beyond the first where an engine cuts a ragged batch into several; c6 is 0 where
-one kernel takes the batch whole.
+attention products beyond the first where an engine cuts a ragged batch into several, and one more
+for several decodes; c6 is 0 where one kernel takes the batch whole.
 """
 
 import json

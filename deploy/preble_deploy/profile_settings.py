@@ -30,7 +30,7 @@ class ProfileSettings(Settings):
         False, description="Measure a third of the steps in a third of the time."
     )
     rounds: Annotated[int, Field(ge=1), Flag(metavar="N", panel=MEASURING)] = Field(
-        5, description="Visit every step so often; more where other work disturbs the device."
+        9, description="Visit every step so often; more where other work disturbs the device."
     )
     cpu_time: Annotated[bool, Flag(names=("--cpu-time",), panel=MEASURING)] = Field(
         False,

@@ -52,12 +52,13 @@ class ValidateSettings(Settings):
         Field(None, description="Instead, a file that `preble replay` reads.")
     )
     requests: Annotated[int, Field(ge=1), Flag(metavar="N", panel=REQUESTS)] = Field(
-        200, description="How many requests."
+        100, description="How many requests."
     )
     rate: Annotated[float, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
-        2.0,
+        1.0,
         description="Requests per second on average. The cores must bear it: where more workers "
-        "compute at once than there are cores, live steps take longer and simulated ones do not.",
+        "compute at once than there are cores, live steps take longer and simulated ones do not. "
+        "At 1 the demo model's workers together compute a fifth of the time.",
     )
     max_context: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=REQUESTS)] = Field(
         8192, description="Divide all lengths by what makes every request fit so many tokens."

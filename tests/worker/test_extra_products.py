@@ -71,9 +71,11 @@ class Batches:
 
 @pytest.mark.parametrize(
     ("contexts", "extra"),
-    [((40,), 0), ((40, 90, 120), 0), ((40, 200), 1), ((200, 250), 0), ((40, 200, 300, 700), 3)],
+    [((40,), 0), ((40, 90, 120), 1), ((40, 200), 2), ((200, 250), 1), ((40, 200, 300, 700), 4)],
 )
-def test_decodes_of_like_length_are_one_product(contexts: tuple[int, ...], extra: int) -> None:
+def test_decodes_of_like_length_are_one_product_and_several_one_more(
+    contexts: tuple[int, ...], extra: int
+) -> None:
     batches = Batches()
     batches.decoding(*contexts)
     assert num_extra_products(batches.next()) == extra
@@ -99,5 +101,5 @@ def test_the_prediction_counts_them_where_they_cost() -> None:
     batches = Batches()
     batches.decoding(40, 200, 300)
     batch = batches.next()
-    assert predicted_seconds(COST, batch) == pytest.approx(1.5)
+    assert predicted_seconds(COST, batch) == pytest.approx(1.75)
     assert predicted_seconds(replace(COST, per_product=0.0), batch) == 1.0

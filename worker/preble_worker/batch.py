@@ -162,12 +162,15 @@ def num_extra_products(batch: Batch) -> int:
 
     Decodes whose contexts are within a factor of two are one product, neighbouring prefill chunks
     of one length are one, and a chunk behind a context is two more: the context's own, and the
-    merge with it. What decodes save by sharing a prefix is left out.
+    merge with it. Several decodes count as one more, since that is about what they take longer,
+    however few and short, than one alone, whose matrix products have a single row. What decodes
+    save by sharing a prefix is left out.
     """
     contexts = batch.starts[: batch.num_decodes] + 1
     chunks, before = batch.counts[batch.num_decodes :], batch.starts[batch.num_decodes :]
     lengths = np.ceil(np.log2(np.maximum(contexts, ONE_PRODUCT_TOKENS)))
     products = len(np.unique(lengths)) + 2 * int(np.count_nonzero(before))
+    products += batch.num_decodes > 1
     if len(chunks):
         products += 1 + int(np.count_nonzero(np.diff(chunks)))
     return max(products - 1, 0)
