@@ -157,6 +157,40 @@ class Client:
         answer = self._call(self._cluster.ExplainRoute, request, timeout)
         return _messages.route_explanation(answer)
 
+    def add_worker(self, address: str, *, timeout: float | None = None) -> None:
+        """Have the router link to the worker at `address`, host:port. Raises `InvalidRequest`."""
+        request = cluster_pb2.AddWorkerRequest(address=address)
+        self._call(self._cluster.AddWorker, request, timeout)
+
+    def drain_worker(
+        self,
+        worker_id: str,
+        *,
+        deadline_seconds: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Give a worker nothing more, and end it when its requests have ended. Returns at once.
+
+        Args:
+            deadline_seconds: from now until what still runs there goes on elsewhere, from where it
+                is. Default: the worker's own drain time.
+
+        Raises:
+            WorkerNotFound: no worker of that name is linked.
+        """
+        request = cluster_pb2.DrainWorkerRequest(
+            worker_id=worker_id, deadline_seconds=deadline_seconds
+        )
+        self._call(self._cluster.DrainWorker, request, timeout)
+
+    def remove_worker(self, worker_id: str, *, timeout: float | None = None) -> None:
+        """Have the router forget a worker; its requests go on elsewhere. Raises `WorkerNotFound`.
+
+        The worker's process runs on, and other routers keep it.
+        """
+        request = cluster_pb2.RemoveWorkerRequest(worker_id=worker_id)
+        self._call(self._cluster.RemoveWorker, request, timeout)
+
     def close(self) -> None:
         """Close the connection; calls in progress are cancelled."""
         self._channel.close()
@@ -259,6 +293,29 @@ class AsyncClient:
         request = _messages.explain_request(prompt, namespace=namespace, max_tokens=max_tokens)
         method = self._cluster.ExplainRoute
         return _messages.route_explanation(await self._call(method, request, timeout))
+
+    async def add_worker(self, address: str, *, timeout: float | None = None) -> None:
+        """Have the router link to the worker at `address`."""
+        request = cluster_pb2.AddWorkerRequest(address=address)
+        await self._call(self._cluster.AddWorker, request, timeout)
+
+    async def drain_worker(
+        self,
+        worker_id: str,
+        *,
+        deadline_seconds: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Give a worker nothing more, and end it when its requests have ended or moved."""
+        request = cluster_pb2.DrainWorkerRequest(
+            worker_id=worker_id, deadline_seconds=deadline_seconds
+        )
+        await self._call(self._cluster.DrainWorker, request, timeout)
+
+    async def remove_worker(self, worker_id: str, *, timeout: float | None = None) -> None:
+        """Have the router forget a worker; its requests go on elsewhere."""
+        request = cluster_pb2.RemoveWorkerRequest(worker_id=worker_id)
+        await self._call(self._cluster.RemoveWorker, request, timeout)
 
     async def close(self) -> None:
         """Close the connection; calls in progress are cancelled."""

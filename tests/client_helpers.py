@@ -58,6 +58,7 @@ class FakeRouter(InferenceServicer, ClusterServicer):
     started: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     deadlines: list[float | None] = field(default_factory=list)
+    worker_calls: list[Any] = field(default_factory=list)
 
     async def Generate(
         self, request: inference.GenerateRequest, context: Any
@@ -140,6 +141,24 @@ class FakeRouter(InferenceServicer, ClusterServicer):
             tree=cluster.TreeSummary(nodes=1, pages=2, held_pages=3),
             uptime_seconds=2.5,
         )
+
+    async def DrainWorker(
+        self, request: cluster.DrainWorkerRequest, context: Any
+    ) -> cluster.DrainWorkerResponse:
+        self.worker_calls.append(request)
+        return cluster.DrainWorkerResponse()
+
+    async def AddWorker(
+        self, request: cluster.AddWorkerRequest, context: Any
+    ) -> cluster.AddWorkerResponse:
+        self.worker_calls.append(request)
+        return cluster.AddWorkerResponse()
+
+    async def RemoveWorker(
+        self, request: cluster.RemoveWorkerRequest, context: Any
+    ) -> cluster.RemoveWorkerResponse:
+        self.worker_calls.append(request)
+        return cluster.RemoveWorkerResponse()
 
     async def ExplainRoute(
         self, request: cluster.ExplainRouteRequest, context: Any

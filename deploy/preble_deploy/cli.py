@@ -19,6 +19,7 @@ COMMANDS = {
     "worker": "Run a worker in the foreground.",
     "status": "Show the workers of a running cluster.",
     "route": "Show where a prompt would go, and why.",
+    "drain": "Empty a worker and end it; no request fails.",
     "replay": "Send a trace to a running cluster and measure.",
     "workload": "Write a synthetic workload as a trace.",
     "analyze": "Show what a trace asks of a cluster.",

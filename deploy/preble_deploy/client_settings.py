@@ -61,6 +61,19 @@ class RouteSettings(ClientOptions):
     ] = Field(0, description="Output limit of the imagined request.")
 
 
+class DrainSettings(ClientOptions):
+    """`preble drain`."""
+
+    section: ClassVar[str] = "drain"
+
+    worker: Annotated[str, Flag(argument=True, metavar="WORKER")] = Field(
+        description="Id of the worker, as `preble status` shows it."
+    )
+    deadline: Annotated[
+        float | None, Field(ge=0), Flag(metavar="SECONDS", default="the worker's --drain-seconds")
+    ] = Field(None, description="Until what still runs there goes on elsewhere, from where it is.")
+
+
 class ReplaySettings(TraceOptions):
     """`preble replay`."""
 

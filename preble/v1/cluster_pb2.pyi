@@ -216,13 +216,19 @@ class DrainWorkerRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
+    deadline_seconds: builtins.float
+    """Seconds from now; absent for the worker's own drain time."""
     def __init__(
         self,
         *,
         worker_id: builtins.str = ...,
+        deadline_seconds: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds", "worker_id", b"worker_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_deadline_seconds", b"_deadline_seconds"]) -> typing.Literal["deadline_seconds"] | None: ...
 
 global___DrainWorkerRequest = DrainWorkerRequest
 

@@ -80,7 +80,8 @@ class ClusterServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Place nothing more on a worker; what runs on it goes on to its end. NOT_FOUND if unknown.
+        """Place nothing more on a worker; what runs on it goes on to its end, or elsewhere from where it
+        is at the deadline; then the worker's process ends. NOT_FOUND if unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

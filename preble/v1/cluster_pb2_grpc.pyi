@@ -37,7 +37,9 @@ class ClusterStub:
         preble.v1.cluster_pb2.DrainWorkerRequest,
         preble.v1.cluster_pb2.DrainWorkerResponse,
     ]
-    """Place nothing more on a worker; what runs on it goes on to its end. NOT_FOUND if unknown."""
+    """Place nothing more on a worker; what runs on it goes on to its end, or elsewhere from where it
+    is at the deadline; then the worker's process ends. NOT_FOUND if unknown.
+    """
 
     RemoveWorker: grpc.UnaryUnaryMultiCallable[
         preble.v1.cluster_pb2.RemoveWorkerRequest,
@@ -70,7 +72,9 @@ class ClusterAsyncStub:
         preble.v1.cluster_pb2.DrainWorkerRequest,
         preble.v1.cluster_pb2.DrainWorkerResponse,
     ]
-    """Place nothing more on a worker; what runs on it goes on to its end. NOT_FOUND if unknown."""
+    """Place nothing more on a worker; what runs on it goes on to its end, or elsewhere from where it
+    is at the deadline; then the worker's process ends. NOT_FOUND if unknown.
+    """
 
     RemoveWorker: grpc.aio.UnaryUnaryMultiCallable[
         preble.v1.cluster_pb2.RemoveWorkerRequest,
@@ -109,7 +113,9 @@ class ClusterServicer(metaclass=abc.ABCMeta):
         request: preble.v1.cluster_pb2.DrainWorkerRequest,
         context: _ServicerContext,
     ) -> typing.Union[preble.v1.cluster_pb2.DrainWorkerResponse, collections.abc.Awaitable[preble.v1.cluster_pb2.DrainWorkerResponse]]:
-        """Place nothing more on a worker; what runs on it goes on to its end. NOT_FOUND if unknown."""
+        """Place nothing more on a worker; what runs on it goes on to its end, or elsewhere from where it
+        is at the deadline; then the worker's process ends. NOT_FOUND if unknown.
+        """
 
     @abc.abstractmethod
     def RemoveWorker(

@@ -266,15 +266,23 @@ global___SnapshotRequest = SnapshotRequest
 @typing.final
 class Drain(google.protobuf.message.Message):
     """As SIGTERM: accept no further Submit from any router (it ends with ERROR, so that its router
-    places it elsewhere), let running requests go on to their end within the worker's drain time,
-    then end the process with exit code 0.
+    places it elsewhere), let running requests go on to their end until the deadline, then end the
+    process with exit code 0. Routers place elsewhere what has not ended by then.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    DEADLINE_SECONDS_FIELD_NUMBER: builtins.int
+    deadline_seconds: builtins.float
+    """Seconds from receipt; absent for the worker's own drain time."""
     def __init__(
         self,
+        *,
+        deadline_seconds: builtins.float | None = ...,
     ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "deadline_seconds", b"deadline_seconds"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_deadline_seconds", b"_deadline_seconds"]) -> typing.Literal["deadline_seconds"] | None: ...
 
 global___Drain = Drain
 

@@ -255,7 +255,7 @@ class Attempts:
         """Whether a ready worker could run it; cheaper than to try."""
         excluded = self._excluded(generation, now) | {other_than}
         return generation.num_failures < self._config.max_attempts and any(
-            session.ready and session.worker_id not in excluded
+            session.ready and not session.liveness.suspect and session.worker_id not in excluded
             for session in self._membership.sessions.values()
         )
 
@@ -266,6 +266,12 @@ class Attempts:
             return
         self.cancel_attempt(generation)
         self.turn_away(generation, worker_gone(generation), now, wait=True)
+
+    def leave_draining(self, generation: Generation, now: float) -> None:
+        """Moves a request off a worker that is about to end, if there is an elsewhere."""
+        if self._has_open_worker(generation, now):
+            self.cancel_attempt(generation)
+            self.turn_away(generation, worker_gone(generation), now, wait=True, fault=False)
 
     def stay(self, session: Session) -> None:
         """A silent worker speaks again: what waited on it goes on there."""

@@ -6,6 +6,7 @@ What happens to a request when its worker fails is in `attempts`, which workers 
 
 import asyncio
 import logging
+import math
 import random
 from contextlib import suppress
 from dataclasses import replace
@@ -16,15 +17,13 @@ from preble.errors import (
     InvalidRequest,
     NoWorkers,
     Overloaded,
-    PeerError,
     PrebleError,
     WorkerFailed,
 )
 from preble.events import CacheSnapshot
-from preble.page_keys import TOKEN_BYTES, num_tokens
+from preble.page_keys import num_tokens
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
-from preble.wire import cache_events_from_wire, finish_from_wire, load_from_wire
 from preble_router.attempts import Attempts, needed_tokens, too_long, worker_gone
 from preble_router.config import RouterConfig
 from preble_router.generation import Delta, Generation, GenerationRequest
@@ -34,14 +33,11 @@ from preble_router.membership import Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.status import ClusterStatus, cluster_status
+from preble_router.steps import Steps
 from preble_router.stimuli import (
-    CacheChanged,
     Explanation,
-    Progress,
     RouteRequest,
     SnapshotReceived,
-    StepReport,
-    WorkerDrained,
     WorkerJoined,
     WorkerLost,
     WorkerSuspended,
@@ -81,6 +77,7 @@ class Dispatcher:
             forecasts=forecasts or LengthForecasts(),
             takeover_seconds=takeover_seconds,
         )
+        self._steps = Steps(config, scheduler, self.membership, self.attempts)
         self._accepting = True
         self._opened_at = monotonic()
         self._ticking: asyncio.Task[None] | None = None
@@ -252,11 +249,33 @@ class Dispatcher:
             raise InvalidRequest(f"address must be host:port, not {address!r}", field="address")
         self.membership.add(address)
 
-    def drain_worker(self, worker_id: str) -> None:
-        """Place nothing more on it; what runs there goes on. Raises `WorkerNotFound`."""
+    def drain_worker(self, worker_id: str, *, deadline_seconds: float | None = None) -> None:
+        """Place nothing more on it; what runs there goes on to its end, then it ends.
+
+        Args:
+            deadline_seconds: from now until what is left goes on elsewhere; None for the worker's
+                own drain time.
+
+        Raises:
+            InvalidRequest: the deadline is negative or not finite.
+            WorkerNotFound: it is not linked.
+        """
+        if deadline_seconds is not None and not 0.0 <= deadline_seconds < math.inf:
+            raise InvalidRequest(
+                f"deadline_seconds must be 0 or more, not {deadline_seconds:g}",
+                field="deadline_seconds",
+            )
         session = self.membership.session(worker_id)
-        session.drain()
-        self._mark_draining(session, monotonic())
+        session.drain(deadline_seconds=deadline_seconds)
+        self._steps.mark_draining(session, monotonic())
+        if deadline_seconds is not None:
+            asyncio.get_running_loop().call_later(deadline_seconds, self._empty, session)
+
+    def _empty(self, session: Session) -> None:
+        """The deadline of its drain: what can go on elsewhere does."""
+        now = monotonic()
+        for generation in list(session.live.values()):
+            self.attempts.leave_draining(generation, now)
 
     def remove_worker(self, worker_id: str) -> None:
         """Forget it; its requests go elsewhere. Raises `WorkerNotFound`."""
@@ -302,6 +321,13 @@ class Dispatcher:
         for generation in running:
             self.attempts.leave_silent(generation, now)
 
+    def worker_lags(self, session: Session) -> None:
+        """What waits there for too long goes elsewhere, if there is an elsewhere."""
+        now = monotonic()
+        for generation in list(session.live.values()):
+            if now - generation.placed_at > self.config.silence_seconds:
+                self.attempts.leave_silent(generation, now)
+
     def worker_speaks(self, session: Session) -> None:
         """What still waits on it goes on there; what waits elsewhere may come."""
         now = monotonic()
@@ -314,80 +340,5 @@ class Dispatcher:
         self.scheduler.observe(SnapshotReceived(session.worker_id, snapshot), now=monotonic())
 
     def worker_step(self, session: Session, step: pb.StepOutput) -> None:
-        """One pass over a step: outputs to their requests, facts to the scheduler.
-
-        Raises:
-            PeerError: an output is not at the position where it must be.
-        """
-        now = monotonic()
-        if step.HasField("cache"):
-            batch = cache_events_from_wire(step.cache)
-            self.scheduler.observe(CacheChanged(session.worker_id, batch), now=now)
-        progress: list[Progress] = []
-        ended: list[tuple[Generation, pb.RequestOutput]] = []
-        for output in step.outputs:
-            generation = session.live.get(output.request_id)
-            if generation is None or output.attempt != generation.attempt:
-                continue  # of an attempt that was cancelled or moved
-            if tokens := output.tokens:
-                generation.check_output(output.position, len(tokens))
-                cached = None
-                if generation.awaits_first_token and output.HasField("cached_tokens"):
-                    cached = output.cached_tokens
-                generation.feed(tokens, cached)
-                count = len(tokens) // TOKEN_BYTES
-                progress.append(Progress(generation.request_id, generation.attempt, count, cached))
-            if output.finish_reason:
-                ended.append((generation, output))
-        session.load = load = load_from_wire(step.load)
-        self.scheduler.observe(
-            StepReport(
-                worker_id=session.worker_id,
-                load=load,
-                step_seconds=step.step_seconds,
-                predicted_step_seconds=step.predicted_step_seconds,
-                progress=tuple(progress),
-            ),
-            now=now,
-        )
-        if session.trial is not None and not session.trial.awaits_first_token:
-            self.attempts.end_trial(session, now)
-        for generation, output in ended:
-            self._end_attempt(generation, output, now)
-        if step.phase == pb.PHASE_DRAINING:
-            self._mark_draining(session, now)
-        if session.live and not (step.step_seconds or load.num_running or load.num_waiting):
-            self._find_forgotten(session, now)
-
-    def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
-        """The worker is done with the request, in whichever way."""
-        reason = finish_from_wire(output.finish_reason)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            if generation.num_output_tokens != output.position + num_tokens(output.tokens):
-                raise PeerError(f"output of {generation.request_id} ends at a wrong position")
-            self.attempts.settle(generation, reason)
-        elif reason is FinishReason.DEADLINE:
-            self.attempts.settle(generation, DeadlineExceeded("the request's deadline passed"))
-        elif reason is FinishReason.REFUSED:
-            error: PrebleError = too_long(generation.request, self.context_tokens, output.error)
-            self.attempts.turn_away(generation, error, now, wait=False)
-        else:
-            # Draining workers, failed engines, and cancellations that nobody here asked for.
-            error = WorkerFailed(output.error) if output.error else worker_gone(generation)
-            drains = "draining" in output.error
-            self.attempts.turn_away(generation, error, now, wait=drains, fault=not drains)
-
-    def _mark_draining(self, session: Session, now: float) -> None:
-        if not session.draining:
-            session.draining = True
-            self.membership.count_ready()
-            self.scheduler.observe(WorkerDrained(session.worker_id), now=now)
-
-    def _find_forgotten(self, session: Session, now: float) -> None:
-        """An idle worker has none of our requests: those it was sent a while ago are lost."""
-        for generation in list(session.live.values()):
-            if now - generation.placed_at > self.config.silence_seconds:
-                self.attempts.cancel_attempt(generation)
-                self.attempts.break_off(generation, now)
-                session.renew()  # It may take the request again.
-                self.attempts.go_on(generation, worker_gone(generation), now)
+        """Outputs and facts. Raises `PeerError` when an output is not where it must be."""
+        self._steps.take(session, step, monotonic())

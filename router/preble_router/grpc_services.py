@@ -264,7 +264,8 @@ class ClusterService(cluster_pb2_grpc.ClusterServicer):
     ) -> cluster_pb2.DrainWorkerResponse:
         """Empties a worker."""
         async with errors_as_status(context):
-            self._dispatcher.drain_worker(request.worker_id)
+            deadline = request.deadline_seconds if request.HasField("deadline_seconds") else None
+            self._dispatcher.drain_worker(request.worker_id, deadline_seconds=deadline)
         return cluster_pb2.DrainWorkerResponse()
 
     async def RemoveWorker(  # noqa: N802

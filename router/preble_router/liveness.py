@@ -6,8 +6,8 @@ heard ------------------------------------> suspect ---- heard ----> back
 
 from enum import Enum
 
-_STALL_SECONDS = 0.2
-"""A longer gap between two checks means that the router itself was held up."""
+_AWAKE_SECONDS = 0.1
+"""Of the time between two checks, so much at most counts: beyond it the router was held up."""
 _LONGEST_STEP_SECONDS = 60.0
 """A longer announced step is not believed, so that every hang ends."""
 
@@ -23,8 +23,8 @@ class Change(Enum):
 class Liveness:
     """Silence of one worker, measured from its last message.
 
-    A router whose own event loop was held up has not read what the worker sent meanwhile, so time
-    between two checks beyond `_STALL_SECONDS` is not held against the worker.
+    A router whose own event loop was held up has not read what the worker sent meanwhile, so only
+    time in which the router was awake is held against the worker.
     """
 
     __slots__ = ("_checked_at", "_heard_at", "_silence_seconds", "_suspect_at", "suspect")
@@ -48,7 +48,7 @@ class Liveness:
 
     def check(self, *, now: float) -> Change:
         """Call often; becomes suspect once per silence."""
-        stall = now - self._checked_at - _STALL_SECONDS
+        stall = now - self._checked_at - _AWAKE_SECONDS
         self._checked_at = now
         if stall > 0:
             self._suspect_at += stall

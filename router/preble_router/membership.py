@@ -41,7 +41,10 @@ class MembershipListener(Protocol):
         """Its stream is over, or another process took its name."""
 
     def worker_silent(self, session: Session) -> None:
-        """Its step loop says nothing."""
+        """Its step loop says nothing, and it is ejected."""
+
+    def worker_lags(self, session: Session) -> None:
+        """It is silent too, and gets requests because too many are. Told at every check."""
 
     def worker_speaks(self, session: Session) -> None:
         """A silent worker is back."""
@@ -118,6 +121,7 @@ class Membership:
         session = self.sessions.get(worker_id)
         if session is not None:
             self._removed_epochs[worker_id] = session.spec.epoch
+            session.draining = True  # No fault of its requests.
             self._end(session, "removed by the operator")
         for member in members:
             self._forget(member)
@@ -138,13 +142,38 @@ class Membership:
         for session in list(self.sessions.values()):
             if session.liveness.check(now=now) is Change.SUSPECT:
                 _log.warning("worker %s has gone silent", session.worker_id)
-                self.count_ready()
-                self._listener.worker_silent(session)
+        self._eject(now)
         for member in list(self.members.values()):
             gone = member.session is None and now - member.unreachable_at > FORGET_SECONDS
             if gone and not member.static:
                 _log.info("forgetting the worker at %s: unreachable", member.address)
                 self._forget(member)
+
+    def _eject(self, now: float) -> None:
+        """Takes silent workers out of use, the longest silent first, but never more than half.
+
+        Where more are silent, the fault may well be the router's or the network's, and those that
+        still spoke last are a better guess than nobody. A lone worker has no such choice.
+        """
+        silent = [session for session in self.sessions.values() if session.liveness.suspect]
+        if not silent:
+            return
+        silent.sort(key=lambda s: (-s.liveness.silent_seconds(now=now), s.worker_id))
+        most = max(1, len(self.sessions) // 2)
+        for session in silent[:most]:
+            if not session.ejected:
+                session.ejected = True
+                self.count_ready()
+                self._listener.worker_silent(session)
+        for session in silent[most:]:
+            if session.ejected:
+                self._readmit(session)
+            self._listener.worker_lags(session)
+
+    def _readmit(self, session: Session) -> None:
+        session.ejected = False
+        self.count_ready()
+        self._listener.worker_speaks(session)
 
     def count_ready(self) -> None:
         """Recomputes what requests fit; call when a session's readiness changed."""
@@ -207,8 +236,7 @@ class Membership:
         if change is Change.BACK:
             _log.info("worker %s speaks again", session.worker_id)
             session.renew()
-            self.count_ready()
-            self._listener.worker_speaks(session)
+            self._readmit(session)
 
     def link_down(self, session: Session, reason: str) -> None:
         """The stream is over."""

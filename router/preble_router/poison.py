@@ -5,10 +5,10 @@ Whatever ran on a worker when it failed is suspected; who was there at two failu
     w0 fails with {a, b, c}  ->  all three are suspected, and go on on different workers
     w2 fails with {b, d}     ->  b was at both: refused. d is suspected. a and c go on
 
-A suspect has an alibi once it has made some progress since, or when a request like it has ended
-well. Of several at the same two failures the one that had shown no token is guilty, since what
-failed once fails again at the same token. Where that does not tell them apart none is refused: so
-the shell keeps suspects on different workers until each has shown a token.
+What failed once fails again at the same token, so at the second failure only who has shown no
+token since the first is guilty, and only if nobody else was in the same case: the shell keeps
+suspects on different workers until each has shown a token. Some more progress is an alibi for the
+first failure too, and so is a request like it that ends well.
 """
 
 from collections import OrderedDict
@@ -97,7 +97,7 @@ class PoisonBook:
         worst = [mark for mark, count in counts.items() if count == most]
         if most >= HOPELESS:
             return worst
-        mute = [mark for mark in worst if not progress[mark]] or worst
+        mute = [mark for mark in worst if not progress[mark]]
         return mute if most == HOPELESS - 1 and len(mute) == 1 else []
 
     def clear(self, mark: bytes) -> None:

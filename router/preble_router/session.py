@@ -26,6 +26,7 @@ class Session:
         draining: nothing more may be placed on it; it ends by somebody's will, not by a fault.
         trial: a suspect that has shown no token here yet; see `poison`.
         linked_at: when it said Hello.
+        ejected: nothing is placed on it because it is silent.
         ended: the stream is over or must not be listened to any more.
         request_limit_tokens: longest prompt plus output it can ever run.
     """
@@ -34,6 +35,7 @@ class Session:
         "_send",
         "address",
         "draining",
+        "ejected",
         "ended",
         "hello",
         "known",
@@ -68,6 +70,7 @@ class Session:
         self.known = False
         self.draining = False
         self.trial: Generation | None = None
+        self.ejected = False
         self.ended = False
         self._send = send
 
@@ -79,7 +82,7 @@ class Session:
     @property
     def ready(self) -> bool:
         """Whether requests may be placed on it."""
-        return self.known and not (self.draining or self.liveness.suspect or self.ended)
+        return self.known and not (self.draining or self.ejected or self.ended)
 
     def renew(self) -> None:
         """What broke off before counts no longer."""
@@ -97,6 +100,6 @@ class Session:
         """The view of its cache has a gap."""
         self._send(pb.RouterMessage(snapshot_request=pb.SnapshotRequest()))
 
-    def drain(self) -> None:
-        """It accepts nothing more, from any router."""
-        self._send(pb.RouterMessage(drain=pb.Drain()))
+    def drain(self, *, deadline_seconds: float | None = None) -> None:
+        """It accepts nothing more, from any router, and ends by the deadline or its own."""
+        self._send(pb.RouterMessage(drain=pb.Drain(deadline_seconds=deadline_seconds)))

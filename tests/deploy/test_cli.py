@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from client_helpers import FakeRouter, serving
 from deploy_helpers import run_here, run_preble
 
 from preble import __version__
@@ -101,7 +102,9 @@ def test_no_arguments_print_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "doctor" in outcome.out
 
 
-@pytest.mark.parametrize("words", [("status",), ("route", "some text"), ("status", "--watch", "1")])
+@pytest.mark.parametrize(
+    "words", [("status",), ("route", "text"), ("drain", "w0"), ("status", "--watch", "1")]
+)
 def test_nobody_answers(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
     with socket.socket() as taken:  # Bound, but nobody listens.
         taken.bind(("127.0.0.1", 0))
@@ -109,6 +112,25 @@ def test_nobody_answers(capsys: pytest.CaptureFixture[str], words: tuple[str, ..
         outcome = run_here(capsys, *words, "--router", address, "--timeout-seconds", "2")
     assert outcome.status == 1
     assert f"no router answers at {address} (see --router)" in outcome.complaint
+
+
+def test_drain_tells_the_router_and_says_what_will_happen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    router = FakeRouter()
+    with serving(router) as address:
+        outcome = run_here(capsys, "drain", "w0", "--deadline", "25", "--router", address)
+        assert outcome.status == 0
+        assert outcome.out == (
+            "preble: w0 drains; what still runs there after 25 s goes on elsewhere\n"
+        )
+        outcome = run_here(capsys, "drain", "w1", "--json", "--router", address)
+        assert json.loads(outcome.out) == {"worker_id": "w1", "deadline_seconds": None}
+        outcome = run_here(capsys, "drain", "w1", "--deadline", "-1", "--router", address)
+        assert outcome.status == 2 and "--deadline is '-1'" in outcome.complaint
+    soon, slowly = router.worker_calls
+    assert (soon.worker_id, soon.deadline_seconds) == ("w0", 25.0)
+    assert slowly.worker_id == "w1" and not slowly.HasField("deadline_seconds")
 
 
 # Models

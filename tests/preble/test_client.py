@@ -290,6 +290,27 @@ def test_an_async_client_may_be_made_before_its_loop(address: str) -> None:
     assert asyncio.run(use()) == 2
 
 
+async def test_workers_are_added_drained_and_removed(
+    client: Client, address: str, router: FakeRouter
+) -> None:
+    client.add_worker("gpu-3:8100")
+    client.drain_worker("w1", deadline_seconds=25.0)
+    client.drain_worker("w2")
+    client.remove_worker("w3")
+    async with AsyncClient(address) as other:
+        await other.add_worker("gpu-3:8100")
+        await other.drain_worker("w1", deadline_seconds=25.0)
+        await other.drain_worker("w2")
+        await other.remove_worker("w3")
+    calls = router.worker_calls
+    assert calls[:4] == calls[4:]
+    added, soon, slowly, removed = calls[:4]
+    assert added.address == "gpu-3:8100"
+    assert (soon.worker_id, soon.deadline_seconds) == ("w1", 25.0)
+    assert slowly.worker_id == "w2" and not slowly.HasField("deadline_seconds")
+    assert removed.worker_id == "w3"
+
+
 def test_cluster_and_explanation(client: Client) -> None:
     state = client.cluster()
     worker, unreached = state.workers

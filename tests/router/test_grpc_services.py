@@ -206,7 +206,14 @@ async def test_the_cluster_is_seen_and_changed_from_outside(model_path: Path) ->
         assert {candidate.worker_id for candidate in route.candidates} == {"w0", "w1"}
         assert route.prompt_tokens > 0
         assert route.reason
-        await stub.DrainWorker(cluster_pb2.DrainWorkerRequest(worker_id="w1"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            request = cluster_pb2.DrainWorkerRequest(worker_id="w1", deadline_seconds=-1.0)
+            await stub.DrainWorker(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert not second.drained
+        await stub.DrainWorker(
+            cluster_pb2.DrainWorkerRequest(worker_id="w1", deadline_seconds=60.0)
+        )
         await until(lambda: second.drained)
         await stub.RemoveWorker(cluster_pb2.RemoveWorkerRequest(worker_id="w1"))
         state = await stub.GetCluster(cluster_pb2.GetClusterRequest())

@@ -46,3 +46,10 @@ def test_time_in_which_the_router_slept_is_not_held_against_the_worker() -> None
     assert checks(liveness, 11.05, 11.3) == []
     assert len(checks(liveness, 11.3, 14.0)) == 1
     assert liveness.silent_seconds(now=14.0) == 14.0
+
+
+def test_a_router_that_is_late_again_and_again_counts_the_time_it_was_awake() -> None:
+    liveness = Liveness(2.0, now=0.0)
+    late = [0.5 * beat for beat in range(1, 20)]
+    assert all(liveness.check(now=at) is Change.NONE for at in late), "0.1 s of each 0.5 s"
+    assert [at for at in (9.9, 10.0) if liveness.check(now=at) is Change.SUSPECT] == [10.0]

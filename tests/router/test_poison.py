@@ -52,7 +52,9 @@ def test_of_several_at_two_failures_none_is_refused_and_of_three_all() -> None:
 
 
 def test_progress_is_an_alibi() -> None:
-    assert poisoned(failures({A: 900}, {A: ALIBI_TOKENS - 1})) == {A}
+    assert poisoned(failures({A: 900}, {A: 0})) == {A}
+    assert poisoned(failures({A: 900}, {A: 1})) == set()
+    assert poisoned(failures({A: 900}, {A: ALIBI_TOKENS - 1}, {A: 1})) == {A}
     book = failures({A: 0}, {A: ALIBI_TOKENS})
     assert poisoned(book) == set()
     book.failed("w7/1", [(A, 0)], now=3.0)

@@ -235,6 +235,16 @@ async def test_a_router_can_ask_to_drain():
         await router.until(lambda: router.ended is not None)
 
 
+async def test_a_router_that_asks_to_drain_may_set_the_deadline():
+    async with worker(drain_seconds=1e6) as running, link(running.address) as router:
+        await router.submit("a", prompt_of(20), 4000)
+        await router.until(lambda: router.requests["a"][0].tokens)
+        await router.send(drain=pb.Drain(deadline_seconds=0.05))
+        await running.wait()
+        await router.until(lambda: router.ended is not None)
+        assert 0 < len(router.requests["a"][0].tokens) < 4000
+
+
 async def test_a_failed_step_is_an_error_of_its_requests_and_the_worker_goes_on():
     failing = iter([True, False])
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -106,7 +105,7 @@ class WorkerServer:
         self._service = WorkerService(
             hello_to_wire(spec, version=preble.__version__, engine=loaded.name),
             post=self._engine_loop.post,
-            drain=partial(self.begin_stop, drain_seconds=config.drain_seconds),
+            drain=self._obey_drain,
         )
         await self._add_services()
         self._silent_at = self._event_loop.time() + HANG_SECONDS
@@ -195,6 +194,10 @@ class WorkerServer:
         """`stop`, for callers that cannot wait: signal handlers, and routers that say Drain."""
         task = asyncio.create_task(self.stop(drain_seconds=drain_seconds))
         task.add_done_callback(_reraise)
+
+    def _obey_drain(self, deadline_seconds: float | None) -> None:
+        own = self._config.drain_seconds
+        self.begin_stop(drain_seconds=own if deadline_seconds is None else deadline_seconds)
 
     def _deliver(self, delivery: Delivery) -> None:
         """In the engine loop's thread: hand over one delivery, not too far ahead."""

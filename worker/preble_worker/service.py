@@ -55,7 +55,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     Args:
         hello: what every router is told first.
         post: hands commands to the engine loop.
-        drain: called when a router asks for it.
+        drain: called with the deadline in seconds, None for the worker's own, when a router asks
+            for it.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         hello: pb.Hello,
         *,
         post: Post,
-        drain: Callable[[], None],
+        drain: Callable[[float | None], None],
     ) -> None:
         self._hello = hello
         self._post = post
@@ -179,7 +180,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 self._post(TakeSnapshot(link.number))
             case "drain":
                 log.info("%s asks to drain", link)
-                self._drain()
+                drain = message.drain
+                self._drain(drain.deadline_seconds if drain.HasField("deadline_seconds") else None)
             case other:
                 log.warning("%s sent %s, ignored", link, other or "an unknown message")
 

@@ -1,0 +1,111 @@
+"""What a worker's step means: output for its requests, facts for the scheduler, ends."""
+
+from preble.errors import DeadlineExceeded, PeerError, PrebleError, WorkerFailed
+from preble.page_keys import TOKEN_BYTES, num_tokens
+from preble.types import FinishReason
+from preble.v1 import worker_pb2 as pb
+from preble.wire import cache_events_from_wire, finish_from_wire, load_from_wire
+from preble_router.attempts import Attempts, too_long, worker_gone
+from preble_router.config import RouterConfig
+from preble_router.generation import Generation
+from preble_router.membership import Membership
+from preble_router.scheduler import GlobalScheduler
+from preble_router.session import Session
+from preble_router.stimuli import CacheChanged, Progress, StepReport, WorkerDrained
+
+
+class Steps:
+    """Reads the steps of all workers, each once and in the order of its stream."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        scheduler: GlobalScheduler,
+        membership: Membership,
+        attempts: Attempts,
+    ) -> None:
+        self._config = config
+        self._scheduler = scheduler
+        self._membership = membership
+        self._attempts = attempts
+
+    def take(self, session: Session, step: pb.StepOutput, now: float) -> None:
+        """One pass over a step: outputs to their requests, facts to the scheduler.
+
+        Raises:
+            PeerError: an output is not at the position where it must be.
+        """
+        if step.HasField("cache"):
+            batch = cache_events_from_wire(step.cache)
+            self._scheduler.observe(CacheChanged(session.worker_id, batch), now=now)
+        progress: list[Progress] = []
+        ended: list[tuple[Generation, pb.RequestOutput]] = []
+        for output in step.outputs:
+            generation = session.live.get(output.request_id)
+            if generation is None or output.attempt != generation.attempt:
+                continue  # of an attempt that was cancelled or moved
+            if tokens := output.tokens:
+                generation.check_output(output.position, len(tokens))
+                cached = None
+                if generation.awaits_first_token and output.HasField("cached_tokens"):
+                    cached = output.cached_tokens
+                generation.feed(tokens, cached)
+                count = len(tokens) // TOKEN_BYTES
+                progress.append(Progress(generation.request_id, generation.attempt, count, cached))
+            if output.finish_reason:
+                ended.append((generation, output))
+        session.load = load = load_from_wire(step.load)
+        self._scheduler.observe(
+            StepReport(
+                worker_id=session.worker_id,
+                load=load,
+                step_seconds=step.step_seconds,
+                predicted_step_seconds=step.predicted_step_seconds,
+                progress=tuple(progress),
+            ),
+            now=now,
+        )
+        if session.trial is not None and not session.trial.awaits_first_token:
+            self._attempts.end_trial(session, now)
+        for generation, output in ended:
+            self._end_attempt(generation, output, now)
+        if step.phase == pb.PHASE_DRAINING:
+            self.mark_draining(session, now)
+        if session.live and not (step.step_seconds or load.num_running or load.num_waiting):
+            self._find_forgotten(session, now)
+
+    def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
+        """The worker is done with the request, in whichever way."""
+        reason = finish_from_wire(output.finish_reason)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            if generation.num_output_tokens != output.position + num_tokens(output.tokens):
+                raise PeerError(f"output of {generation.request_id} ends at a wrong position")
+            self._attempts.settle(generation, reason)
+        elif reason is FinishReason.DEADLINE:
+            self._attempts.settle(generation, DeadlineExceeded("the request's deadline passed"))
+        elif reason is FinishReason.REFUSED:
+            error: PrebleError = too_long(
+                generation.request, self._membership.request_limit_tokens, output.error
+            )
+            self._attempts.turn_away(generation, error, now, wait=False)
+        else:
+            # Draining workers, failed engines, and cancellations that nobody here asked for.
+            error = WorkerFailed(output.error) if output.error else worker_gone(generation)
+            drains = "draining" in output.error
+            self._attempts.turn_away(generation, error, now, wait=drains, fault=not drains)
+
+    def mark_draining(self, session: Session, now: float) -> None:
+        """Nothing more is placed on it."""
+        if not session.draining:
+            session.draining = True
+            self._membership.count_ready()
+            self._scheduler.observe(WorkerDrained(session.worker_id), now=now)
+
+    def _find_forgotten(self, session: Session, now: float) -> None:
+        """An idle worker has none of our requests: those it was sent a while ago are lost."""
+        for generation in list(session.live.values()):
+            if now - generation.placed_at > self._config.silence_seconds:
+                self._attempts.cancel_attempt(generation)
+                self._attempts.break_off(generation, now)
+                session.renew()  # It may take the request again.
+                self._attempts.go_on(generation, worker_gone(generation), now)
