@@ -8,7 +8,7 @@ import pytest
 from fake_worker import FakeWorker
 from router_helpers import cluster, expected, generation_request, until
 
-from preble.errors import DeadlineExceeded, NoWorkers, WorkerFailed
+from preble.errors import DeadlineExceeded, NoWorkers, Overloaded, WorkerFailed
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble_router.dispatch import Dispatcher
@@ -80,7 +80,7 @@ async def run_one(dispatcher: Dispatcher, index: int, rng: random.Random) -> str
             break
         except NoWorkers:
             await asyncio.sleep(0.05)
-        except DeadlineExceeded:
+        except (DeadlineExceeded, Overloaded):
             return "deadline"
     give_up_after = rng.randrange(100) if index % 5 == 0 else None
     whole = expected(request)
