@@ -82,6 +82,12 @@ class RequestCancelled(RequestError):
     code = "cancelled"
 
 
+class SlowReader(RequestError):
+    """The client did not read its stream for so long that the request was given up."""
+
+    code = "slow_reader"
+
+
 class DeadlineExceeded(RequestError):
     """The request's deadline passed before it was complete."""
 
@@ -135,6 +141,7 @@ HTTP_STATUS: dict[type[PrebleError], int] = {
     WorkerNotFound: 404,
     PromptTooLong: 413,
     RequestCancelled: 499,
+    SlowReader: 408,
     DeadlineExceeded: 504,
     CapacityError: 503,
     Overloaded: 429,
@@ -149,6 +156,7 @@ GRPC_STATUS: dict[type[PrebleError], str] = {
     ModelNotFound: "NOT_FOUND",
     WorkerNotFound: "NOT_FOUND",
     RequestCancelled: "CANCELLED",
+    SlowReader: "ABORTED",
     DeadlineExceeded: "DEADLINE_EXCEEDED",
     CapacityError: "UNAVAILABLE",
     Overloaded: "RESOURCE_EXHAUSTED",

@@ -28,6 +28,7 @@ _BY_CODE: dict[str, type[PrebleError]] = {
         errors.PromptTooLong,
         errors.PoisonedRequest,
         errors.RequestCancelled,
+        errors.SlowReader,
         errors.DeadlineExceeded,
         errors.CapacityError,
         errors.Overloaded,

@@ -38,6 +38,8 @@ PURE = [
     "router/preble_router/event_feed.py",
     "router/preble_router/liveness.py",
     "router/preble_router/poison.py",
+    "router/preble_router/retry_budget.py",
+    "router/preble_router/slow_readers.py",
     *(
         f"router/preble_router/lengths/{name}.py"
         for name in (

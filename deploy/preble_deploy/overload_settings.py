@@ -29,10 +29,17 @@ class OverloadOptions(Settings):
         )
     )
 
+    slow_reader_seconds: Annotated[Seconds, Flag(metavar="SECONDS", panel=OVERLOAD)] = Field(
+        60.0,
+        description="A stream of which the client has read nothing for so long, though there is "
+        "output, is cut off and its worker freed; 0 for never.",
+    )
+
     @property
     def overload_config(self) -> dict[str, Any]:
         """These options as fields of `RouterConfig`."""
         return {
             "max_queue_seconds": self.max_queue_seconds,
             "default_timeout_seconds": self.default_timeout,
+            "slow_reader_seconds": self.slow_reader_seconds,
         }

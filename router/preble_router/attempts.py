@@ -29,6 +29,7 @@ from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.poison import PoisonBook, fingerprint
+from preble_router.retry_budget import RetryBudget
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.stimuli import RequestFailed, RequestFinished, RouteRequest
@@ -45,7 +46,7 @@ class Attempts:
         outcomes: ended requests by finish reason or error code, since the start.
         forecasts: of output lengths.
         placements: attempts by the kind of the policy's reason.
-        retries_total: attempts after the first.
+        retries_total: attempts after the first. budget: of those after the second.
         poison: which requests are suspected of bringing workers down.
     """
 
@@ -66,6 +67,7 @@ class Attempts:
         self.placements: Counter[str] = Counter()
         self.retries_total = 0
         self.poison = PoisonBook()
+        self.budget = RetryBudget()
         self._config = config
         self._scheduler = scheduler
         self._membership = membership
@@ -78,6 +80,7 @@ class Attempts:
             raise poisoned()
         self.place(generation, now)
         self.live[generation.request_id] = generation
+        self.budget.count_request(now=now)
         self.idle.clear()
 
     def place(self, generation: Generation, now: float) -> None:
@@ -235,6 +238,9 @@ class Attempts:
         if generation.num_failures >= self._config.max_attempts:
             self.settle(generation, error)
             return
+        if not self.budget.allows(num_failures=generation.num_failures, now=now):
+            self.settle(generation, error)
+            return
         try:
             self.place(generation, now)
         except NoWorkers:
@@ -244,6 +250,7 @@ class Attempts:
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
         else:
             self.retries_total += 1
+            self.budget.count_retry(num_failures=generation.num_failures, now=now)
             self._give_up_at.pop(generation.request_id, None)
 
     def _is_held_back(self, generation: Generation, now: float) -> bool:

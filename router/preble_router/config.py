@@ -25,6 +25,8 @@ class RouterConfig:
             429; 0 for no limit.
         default_timeout_seconds: of a request that states none; 0 for none. One that cannot end in
             its time is refused with 429.
+        slow_reader_seconds: a stream of which nothing was read for so long, though there is output,
+            is cut off; 0 for never.
         default_max_tokens: of a request that states none.
         max_body_bytes: largest body of an HTTP request; beyond it 413.
         silence_seconds: a worker's step loop silent for longer (its predicted step time added)
@@ -52,6 +54,7 @@ class RouterConfig:
     max_live_requests: int = 4096
     max_queue_seconds: float = 0.0
     default_timeout_seconds: float = 0.0
+    slow_reader_seconds: float = 60.0
     default_max_tokens: int = 256
     max_body_bytes: int = 16 * 1024 * 1024
     silence_seconds: float = 2.0

@@ -18,6 +18,7 @@ from preble.errors import (
     NoWorkers,
     Overloaded,
     PrebleError,
+    SlowReader,
     WorkerFailed,
 )
 from preble.events import CacheSnapshot
@@ -32,6 +33,7 @@ from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
+from preble_router.slow_readers import SlowReaders
 from preble_router.status import ClusterStatus, cluster_status
 from preble_router.steps import Steps
 from preble_router.stimuli import (
@@ -78,6 +80,7 @@ class Dispatcher:
             takeover_seconds=takeover_seconds,
         )
         self._steps = Steps(config, scheduler, self.membership, self.attempts)
+        self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._accepting = True
         self._opened_at = monotonic()
         self._ticking: asyncio.Task[None] | None = None
@@ -118,6 +121,9 @@ class Dispatcher:
     def _tick(self, now: float) -> None:
         self.membership.check()
         self.attempts.retry_waiting(now)
+        for generation in self._slow_readers.find(self.attempts.live.values(), now=now):
+            seconds = f"{self.config.slow_reader_seconds:g} s"
+            self._end(generation, SlowReader(f"the stream was not read for {seconds}"))
         wakeup = self.scheduler.next_wakeup()
         if wakeup is None or wakeup > now:
             return

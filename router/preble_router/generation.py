@@ -144,6 +144,16 @@ class Generation:
         return self.num_output_tokens - self.num_before_attempt
 
     @property
+    def num_read_bytes(self) -> int:
+        """Of its output, what its consumer has taken."""
+        return self._taken
+
+    @property
+    def num_unread_bytes(self) -> int:
+        """Of its output, what waits for its consumer."""
+        return len(self.output) - self._taken
+
+    @property
     def done(self) -> bool:
         """Whether it has its end; tokens may still wait for the consumer."""
         return self._end is not None

@@ -15,6 +15,7 @@ from preble import errors
         (errors.PromptTooLong("x", num_tokens=2, max_tokens=1), 413, "INVALID_ARGUMENT"),
         (errors.PoisonedRequest("x"), 400, "INVALID_ARGUMENT"),
         (errors.RequestCancelled("x"), 499, "CANCELLED"),
+        (errors.SlowReader("x"), 408, "ABORTED"),
         (errors.DeadlineExceeded("x"), 504, "DEADLINE_EXCEEDED"),
         (errors.Overloaded("x", retry_after_seconds=3), 429, "RESOURCE_EXHAUSTED"),
         (errors.NoWorkers("x"), 503, "UNAVAILABLE"),
