@@ -8,7 +8,13 @@ import pytest
 from fake_worker import FakeWorker
 from router_helpers import cluster, expected, generation_request, until
 
-from preble.errors import DeadlineExceeded, NoWorkers, Overloaded, WorkerFailed
+from preble.errors import (
+    DeadlineExceeded,
+    NoWorkers,
+    Overloaded,
+    PoisonedRequest,
+    WorkerFailed,
+)
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble_router.dispatch import Dispatcher
@@ -94,6 +100,10 @@ async def run_one(dispatcher: Dispatcher, index: int, rng: random.Random) -> str
     except WorkerFailed:
         assert whole.startswith(tokens)
         return "failed"
+    except PoisonedRequest:
+        # Chance may break two workers in a row with the same request on them, and no other.
+        assert whole.startswith(tokens)
+        return "poisoned"
     except DeadlineExceeded:
         assert whole.startswith(tokens)
         return "deadline"
