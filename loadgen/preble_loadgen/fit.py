@@ -153,10 +153,11 @@ def non_negative_least_squares(matrix: Floats, target: Floats) -> Floats:
     assert num_columns <= 8, "the number of sets of columns doubles with each"
     best, best_error = np.zeros(num_columns), float(target @ target)
     # Columns differ by many orders of magnitude; rank is judged on equal terms.
-    scales = np.maximum(np.linalg.norm(matrix, axis=0), np.finfo(np.float64).tiny)
-    scaled = matrix / scales
-    for size in range(1, num_columns + 1):
-        for columns in map(list, combinations(range(num_columns), size)):
+    scales = np.linalg.norm(matrix, axis=0)
+    present = np.flatnonzero(scales).tolist()  # of a column of zeros nothing can be told
+    scaled = matrix / np.where(scales > 0.0, scales, 1.0)
+    for size in range(1, len(present) + 1):
+        for columns in map(list, combinations(present, size)):
             solution = np.linalg.lstsq(scaled[:, columns], target, rcond=None)[0]
             residual = scaled[:, columns] @ solution - target
             error = float(residual @ residual)
@@ -265,4 +266,5 @@ def _worst_error(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:
 
 
 def _squared_error(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:
-    return sum(step.error(cost) ** 2 for step in steps)
+    errors = np.array([step.error(cost) for step in steps])
+    return float(errors @ errors)

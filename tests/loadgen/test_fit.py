@@ -193,3 +193,13 @@ def r_squared(cost: CostModel, steps: Sequence[MeasuredStep]) -> float:
     mean = sum(step.seconds for step in steps) / len(steps)
     left = sum((step.seconds - step.predicted(cost)) ** 2 for step in steps)
     return 1.0 - left / sum((step.seconds - mean) ** 2 for step in steps)
+
+
+def test_what_no_step_has_costs_nothing() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        matrix = rng.uniform(0.0, 1e-3, (30, 8))
+        matrix[:, [1, 4]] = 0.0
+        target = matrix @ rng.uniform(0.0, 2.0, 8) * rng.uniform(0.9, 1.1, 30)
+        found = non_negative_least_squares(matrix, target)
+        assert found[1] == found[4] == 0.0
