@@ -4,10 +4,13 @@ import random
 from itertools import product
 
 import pytest
+from local_policy_helpers import Job as Request
 from worker_helpers import Worker, make_request
 
 from preble.cost import CostModel
 from preble_worker.config import TierConfig
+from preble_worker.policies import PolicyOptions
+from preble_worker.policies.adaptive import Adaptive, Prospect, Room, Runner
 from preble_worker.policies.knapsack import Choice, Form, Job, choose, increments, value_of
 
 FULL = Form(1.0, 0.0)
@@ -134,3 +137,34 @@ def test_late_requests_start_after_those_in_time_until_they_are_pinned() -> None
     worker.run()
     order = [batch.prefill_tokens[0] for batch in worker.batches if len(batch.prefill_tokens)]
     assert order == [1, 3, 2]
+
+
+@pytest.mark.parametrize("host_pages", [0, 20, 200])
+def test_who_had_a_hundred_tokens_swaps_for_who_would_be_late(host_pages: int) -> None:
+    """The newcomer does not fit beside the one that runs; a host of 20 pages cannot take that."""
+    tiers = TierConfig(host_pages=host_pages, page_copy_seconds=1e-6, cost=cost_model(0.0))
+    options = {"tiers": tiers, "context_tokens": 176}
+    worker = Worker(policy="adaptive", num_pages=44, step_seconds=0.005, **options)
+    worker.submit("runs", [1] * 60, max_tokens=112, ignore_eos=True)
+    for _ in range(62):
+        worker.step()
+    worker.submit("new", [2] * 60, max_tokens=2, ignore_eos=True)
+    while not worker.output("new").tokens:
+        worker.step()
+    had = len(worker.output("runs").tokens)
+    assert 100 <= had < 110 if host_pages == 200 else had == 112
+    worker.run()
+    worker.assert_complete()
+    assert worker.scheduler.load().preemptions_total == (host_pages == 200)
+
+
+@pytest.mark.parametrize("pause_seconds", [0.0, 0.1])
+@pytest.mark.parametrize("room_pages", [60, 50])
+def test_nobody_is_paused_who_makes_room_for_nobody(room_pages: int, pause_seconds: float) -> None:
+    """Three newcomers of 20 pages, and runners of 10 that are worth hardly anything."""
+    prospects = [Prospect(Request(), 0.2, 0.1, 1.0, 20, False) for _ in range(3)]
+    runners = [Runner(Request(runs=True), 10, pause_seconds) for _ in range(4)]
+    room = Room(pages=room_pages, count=9, num_live=7, hidden_share=None, hidden_seconds=0.0)
+    plan = Adaptive(PolicyOptions()).plan(prospects, room, pausable=runners)
+    assert len(plan.starts) == 3
+    assert len(plan.pauses) == (60 - room_pages) // 10

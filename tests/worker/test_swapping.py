@@ -94,6 +94,17 @@ def test_clean_pages_are_not_written_twice() -> None:
     assert written
 
 
+def test_what_was_paid_for_is_there_when_its_owner_comes_back() -> None:
+    """Four are preempted, and the host has room for what one of them computed."""
+    worker = Worker(policy="fcfs", num_pages=20, tiers=tiers(host_pages=6))
+    crowd(worker)
+    worker.run()
+    worker.assert_complete()
+    totals = worker.scheduler.tier_totals
+    assert totals.swaps == 4 and totals.offloaded_pages == 6
+    assert totals.uploaded_pages == 4  # The device's tree still had the other two.
+
+
 @pytest.mark.parametrize(("page_seconds", "swaps"), [(0.1, True), (50.0, False)])
 def test_swapping_is_chosen_where_it_is_cheaper(page_seconds: float, swaps: bool) -> None:
     """A page of 4 tokens takes 4 s to compute."""

@@ -52,6 +52,7 @@ class HostTier:
         self._cache = cache
         self._slots = slots
         self._host = HostPages(config.tiers, config.page_tokens)
+        self._kept: dict[Sequence, CacheNode] = {}
         self._loads: list[_Load] = []
         self._moves: list[Move] = []
 
@@ -74,6 +75,27 @@ class HostTier:
         if move is not None:
             self.totals.offloaded_pages += len(move.host_pages)
             self._moves.append(move)
+        num_held = self._host.num_held_of(sequence, num_full)
+        self._kept[sequence], _ = self._host.pin(sequence, num_held, now=now)
+
+    def release(self, sequence: Sequence, *, now: float) -> None:
+        """`sequence` no longer waits: what the host keeps of it may give way. While it waits that
+        may not, or what was paid for by copying would go before what nobody needs.
+        """
+        node = self._kept.pop(sequence, None)
+        if node is not None:
+            self._host.unpin(node, now=now)
+
+    def swap_seconds(self, num_pages: int) -> float:
+        """What it takes to copy `num_pages` out and in."""
+        return 2.0 * num_pages * self._config.copy_seconds
+
+    def is_cheaper(self, sequence: Sequence, num_pages: int) -> bool:
+        """Whether `sequence`, which runs, had better swap its last `num_pages` pages than compute
+        them again.
+        """
+        num_before = sequence.num_pages - num_pages
+        return self.swap_seconds(num_pages) < self._compute_seconds(num_pages, num_before)
 
     def _is_worth_saving(self, sequence: Sequence, num_full: int) -> bool:
         """Whether to copy out and in takes less than to compute what the tree may not give back."""
@@ -92,8 +114,13 @@ class HostTier:
 
     def begin_load(self, sequence: Sequence, *, now: float) -> bool:
         """Bring in what the host has of `sequence`, which has a slot; False if that is nothing, or
-        would take longer than to compute it.
+        would take longer than to compute it. What the host kept for it is released.
         """
+        is_begun = self._begin_load(sequence, now)
+        self.release(sequence, now=now)
+        return is_begun
+
+    def _begin_load(self, sequence: Sequence, now: float) -> bool:
         first = sequence.num_held
         num_reusable = (sequence.num_tokens - 1) // self._page_tokens
         end = self._host.num_held_of(sequence, num_reusable)
@@ -140,6 +167,7 @@ class HostTier:
         """The engine failed: nobody knows what it copied."""
         assert not self._loads
         self._moves.clear()
+        self._kept.clear()
         self._host = HostPages(self._config, self._page_tokens)
 
     def with_moves(self, batch: Batch) -> Batch:
@@ -185,4 +213,4 @@ class HostTier:
 
     def check(self) -> None:
         assert all(load.num_moved <= len(load.host_pages) for load in self._loads)
-        self._host.check(pinned=[load.node for load in self._loads])
+        self._host.check(pinned=[*(load.node for load in self._loads), *self._kept.values()])

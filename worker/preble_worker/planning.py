@@ -1,8 +1,9 @@
 """Which requests run, and in which form, where the policy plans for all of them at once."""
 
 from preble_worker.config import SchedulerConfig
+from preble_worker.eviction import CacheNode
 from preble_worker.page_cache import PageCache
-from preble_worker.policies.adaptive import Adaptive, Prospect, Room
+from preble_worker.policies.adaptive import TOKENS_PER_PAUSE, Adaptive, Prospect, Room, Runner
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
 from preble_worker.slots import Slots
@@ -41,29 +42,35 @@ class Planning:
         self._hidden_seconds = self._cost.per_hidden_token * config.page_tokens
 
     def review(self, *, step: int, now: float) -> list[Sequence]:
-        """If a plan is due: who is to start in the hidden form is told so, and who is to leave it
-        does. Nobody has to make room.
+        """If a plan is due: who is to start in the hidden form is told so, who is to leave it
+        does, and who is to make room is returned.
         """
         decodes = self._running.decodes
         if step < self.review_at_step or not (len(self._waiting) or decodes.num_hidden):
             return []
         self.review_at_step = step + PLAN_STEPS
         waiting = self._waiting.window()
-        hidden = [s for s in decodes.sequences if s.is_hidden]
-        prospects = [self._waiting_one(s, now) for s in waiting]
-        prospects += [self._hidden_one(s) for s in hidden]
-        plan = self._policy.plan(prospects, self._room())
+        plan = self._policy.plan(
+            self._prospects(waiting, now),
+            self._room(),
+            hidden=[self._hidden(s) for s in decodes.sequences if s.is_hidden],
+            pausable=self._pausable(min((s.priority for s in waiting), default=0)),
+        )
         for sequence in waiting:
             sequence.is_hidden = False
         for sequence, is_hidden in plan.starts:
             sequence.is_hidden = is_hidden
         for sequence in plan.upgrades:
             self._upgrade(sequence)
-        return []
+        return plan.pauses
 
     def for_growth(self, *, now: float) -> Sequence:
-        """Whom to preempt because those who run have grown out of the pages."""
-        return newest_of_lowest_priority(iter(self._running))
+        """Whom to preempt because those who run have grown out of the pages: the largest of those
+        of the lowest priority who can be paused, else the newest.
+        """
+        newest = newest_of_lowest_priority(iter(self._running))
+        pausable = self._pausable(newest.priority)
+        return max(pausable, key=lambda r: r.pages).candidate if pausable else newest
 
     def _room(self) -> Room:
         num_running = len(self._running)
@@ -75,42 +82,72 @@ class Planning:
             hidden_seconds=self._hidden_seconds,
         )
 
-    def _waiting_one(self, sequence: Sequence, now: float) -> Prospect[Sequence]:
-        config = self._config
-        if sequence.has_output:
-            slo, default = sequence.tbt_slo_seconds, config.tbt_slo_seconds
-            since = sequence.waiting_since
-        else:
-            slo, default = sequence.ttft_slo_seconds, config.ttft_slo_seconds
-            since = sequence.arrived_at
-        cached = float(sequence.num_tokens - sequence.num_missing)
-        return Prospect(
-            candidate=sequence,
-            pending_seconds=now - since,
-            first_seconds=self._cost.prefill_seconds(float(sequence.num_missing), cached),
-            slo_seconds=default if slo is None else slo,
-            pages=self._wanted_pages(sequence),
-            is_running=False,
-        )
+    def _prospects(self, waiting: list[Sequence], now: float) -> list[Prospect[Sequence]]:
+        ttft_slo, tbt_slo = self._config.ttft_slo_seconds, self._config.tbt_slo_seconds
+        prefill_seconds = self._cost.prefill_seconds
+        used: dict[CacheNode, int] = {}
+        prospects = []
+        for sequence in waiting:
+            if sequence.has_output:
+                slo, default, since = sequence.tbt_slo_seconds, tbt_slo, sequence.waiting_since
+            else:
+                slo, default, since = sequence.ttft_slo_seconds, ttft_slo, sequence.arrived_at
+            cached = sequence.cached_tokens
+            prospects.append(
+                Prospect(
+                    sequence,
+                    now - since,
+                    prefill_seconds(float(sequence.num_tokens - cached), float(cached)),
+                    default if slo is None else slo,
+                    self._wanted_pages(sequence, used),
+                    sequence.has_output
+                    and sequence.num_output >= TOKENS_PER_PAUSE * sequence.num_pauses,
+                )
+            )
+        return prospects
 
-    def _hidden_one(self, sequence: Sequence) -> Prospect[Sequence]:
+    def _hidden(self, sequence: Sequence) -> Runner[Sequence]:
         num_hidden = (sequence.num_pages - sequence.num_held) / (self._hidden_share or 1.0)
-        return Prospect(
-            candidate=sequence,
-            pending_seconds=0.0,
-            first_seconds=0.0,
-            slo_seconds=self._config.tbt_slo_seconds,
-            pages=int(num_hidden),
-            is_running=True,
-        )
+        return Runner(sequence, int(num_hidden))
 
-    def _wanted_pages(self, sequence: Sequence) -> int:
-        """Available pages that `sequence` takes when it starts with keys and values."""
+    def _pausable(self, priority: int) -> list[Runner[Sequence]]:
+        """Who decodes, of at most this priority, and would swap with all its objectives met; no
+        more than the host has room for beside all that wait, or their return would be computed.
+        """
+        host = self._running.host
+        if host is None:
+            return []
+        left = self._config.tiers.host_pages - sum(
+            -(-s.num_tokens // self._cache.page_tokens) for s in self._waiting if s.num_pauses
+        )
+        self._running.decodes.note_generated()
+        runners = []
+        for sequence in self._running.decodes.sequences:
+            if sequence.is_hidden or sequence.priority > priority:
+                continue
+            if sequence.num_generated < TOKENS_PER_PAUSE * (sequence.num_pauses + 1):
+                continue
+            assert sequence.node is not None
+            num_pages = sequence.num_pages - self._cache.num_used_by_others(sequence.node)
+            if sequence.num_pages <= left and host.is_cheaper(sequence, num_pages):
+                left -= sequence.num_pages
+                runners.append(Runner(sequence, num_pages, host.swap_seconds(num_pages)))
+        return runners
+
+    def _wanted_pages(self, sequence: Sequence, used: dict[CacheNode, int]) -> int:
+        """Available pages that `sequence` takes when it starts with keys and values.
+
+        Args:
+            used: pages of the path to a node that are in use, as far as they were asked for.
+        """
         num_pages = -(-sequence.num_tokens // self._cache.page_tokens)
         prefix = sequence.prefix
-        if not self._cache.sharing or not prefix.is_current():
+        if not prefix.num_pages or not prefix.is_current():
             return num_pages
-        return num_pages - min(prefix.num_pages, self._cache.num_used_of(prefix.node))
+        num_used = used.get(prefix.node)
+        if num_used is None:
+            num_used = used[prefix.node] = self._cache.num_used_of(prefix.node)
+        return num_pages - min(prefix.num_pages, num_used)
 
     def _upgrade(self, sequence: Sequence) -> None:
         """Now, if there are pages; else another plan will say so again."""

@@ -380,6 +380,8 @@ class LocalScheduler:
         """Remove a request from wherever it is, and its pages with it."""
         if sequence.stage is Stage.WAITING:
             self._waiting.remove(sequence)
+            if self._host:
+                self._host.release(sequence, now=now)
             self._look_again()
             return
         self._running.leave(sequence, now=now)

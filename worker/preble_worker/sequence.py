@@ -57,6 +57,7 @@ class Sequence:
         following: (request, its progress) that this one last waited for, and since which step.
         num_generated: output tokens as policies see them: exact while it waits and when it ended,
             else as of the last review.
+        num_pauses: how often it was preempted with output, each of which a client saw as a gap.
         waiting_since, waited_seconds: since when it waits, and how long it did before.
         standing: what the policy remembers of it.
         end: set when it was cancelled while a batch with it was under way.
@@ -83,6 +84,7 @@ class Sequence:
         "num_held",
         "num_output",
         "num_pages",
+        "num_pauses",
         "num_prompt_tokens",
         "num_tokens",
         "order",
@@ -152,6 +154,7 @@ class Sequence:
         self.cached_tokens = 0
         self.served_from_cache: int | None = None
         self.has_output = False
+        self.num_pauses = 0
         self.slot = 0
         self.node: CacheNode | None = None
         self.num_held = 0
@@ -246,6 +249,7 @@ class Sequence:
 
     def requeue(self) -> None:
         """Become a waiting request again that has to prefill all it knows."""
+        self.num_pauses += self.has_output
         self.tokens += bytes(self.generated)
         self.generated.clear()
         self.num_tokens = len(self.tokens) // TOKEN_BYTES

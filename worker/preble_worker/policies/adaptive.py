@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Generic
 
 from preble_worker.policies.knapsack import Form, Job, choose
@@ -12,20 +13,23 @@ PIN_AFTER_SLOS = 5.0
 LATE_WORTH = 1e-6
 """Of a request that has missed its objective, per second of it; it halves with each doubling of
 the wait."""
+TOKENS_PER_PAUSE = 100
+"""The objective between tokens is for the 99th percentile of a request's gaps: with so many tokens
+for each pause it is met, however long the pauses were."""
 FULL = Form(1.0, 0.0)
 """Keys and values at full precision."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Prospect(Generic[C]):
-    """A request that waits, or that runs in the hidden form.
+    """A request that waits.
 
     Attributes:
-        pending_seconds: since it came, or since its last token.
+        pending_seconds: since it came, or since it was preempted.
         first_seconds: from now to its next token if it ran.
         slo_seconds: objective for the one or the other.
         pages: that it takes at full precision.
-        is_running: in the hidden form.
+        can_wait: it had output enough for its pauses, so that this one misses no objective.
     """
 
     candidate: C
@@ -33,11 +37,21 @@ class Prospect(Generic[C]):
     first_seconds: float
     slo_seconds: float
     pages: int
-    is_running: bool
+    can_wait: bool
 
-    @property
-    def is_pinned(self) -> bool:
-        return self.pending_seconds >= PIN_AFTER_SLOS * self.slo_seconds
+
+@dataclass(slots=True)
+class Runner(Generic[C]):
+    """A request that runs, and about which there is a choice.
+
+    Attributes:
+        pages: that it takes at full precision, or gives back when it is paused.
+        pause_seconds: what it takes to copy them out and in.
+    """
+
+    candidate: C
+    pages: int
+    pause_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +79,12 @@ class Plan(Generic[C]):
     Attributes:
         starts: who of those who wait is to start, and whether in the hidden form; first one first.
         upgrades: who runs in the hidden form and is better off without.
+        pauses: who runs and is to make room.
     """
 
     starts: list[tuple[C, bool]]
     upgrades: list[C]
+    pauses: list[C]
 
 
 class Adaptive:
@@ -76,12 +92,15 @@ class Adaptive:
 
     Running a request in the hidden form saves pages and costs rho seconds per page and step, which
     all N live requests wait for. A request that has missed its objective counts next to nothing,
-    because nothing can be won.
+    because nothing can be won: those are served with the room that the others leave.
 
-    Who runs stays, until pages are short. With running requests in the choice as well, worth what
-    their return would cost all others, small prompts kept pushing out long contexts: 6,815
-    preemptions of 250 requests at twice the rate that OPT-13B on an A100 sustains, and five times
-    the duration.
+    Who runs stays, until pages are short, but for those that can be paused at no loss: they swap,
+    and have had 100 tokens for each pause, so that the 99th percentile of their gaps still meets
+    the objective. What they are worth is what their copies take. So in overload the first tokens
+    are in time, and those who run take turns of 100 tokens or more. Where a return means to compute
+    anew, nobody is paused: with all running requests in the choice, small prompts kept pushing
+    out long contexts, 6,815 preemptions of 250 requests at twice the rate that OPT-13B on an A100
+    sustains, and five times the duration.
 
     Bound: who has waited 5 times its objective is pinned: before all who have not, oldest first.
     So from then on nobody overtakes it.
@@ -103,75 +122,124 @@ class Adaptive:
     def ended(self, candidate: Candidate, *, finished: bool) -> None:
         pass
 
-    def plan(self, prospects: Sequence[Prospect[C]], room: Room) -> Plan[C]:
-        """Decide on all of them."""
+    def plan(
+        self,
+        waiting: Sequence[Prospect[C]],
+        room: Room,
+        *,
+        hidden: Sequence[Runner[C]] = (),
+        pausable: Sequence[Runner[C]] = (),
+    ) -> Plan[C]:
+        """Decide on all of them.
+
+        Args:
+            hidden: run in the hidden form.
+            pausable: run, and may be paused.
+        """
+        pinned, in_time, late = _by_hope(waiting)
         drag = room.hidden_seconds * room.num_live
         forms = (FULL,) if room.hidden_share is None else (Form(room.hidden_share, drag), FULL)
-        pinned, pages = self._pinned(prospects, room, forms)
-        others = [p for p in prospects if p.is_running or not p.is_pinned]
-        jobs = [
-            _upgrade(p, forms) if p.is_running else Job(_worth(p), max(p.pages, 0.5), forms)
-            for p in others
-        ]
-        choice = choose(jobs, pages=pages, count=room.count - len(pinned))
+        pages = float(room.pages + sum(runner.pages for runner in pausable))
+        count = room.count + len(pausable)
+
+        first = _oldest_that_fit(pinned, pages, count)
+        pages = pages - sum(p.pages for p in first) if len(first) == len(pinned) else 0.0
+        jobs = [Job(p.pending_seconds + p.first_seconds, _weight(p.pages), forms) for p in in_time]
+        jobs += [_keep(r) for r in pausable]
+        jobs += [_upgrade(r, forms) for r in hidden]
+        choice = choose(jobs, pages=pages, count=count - len(first))
+        pages -= sum(jobs[i].weight(form) for i, form in choice.items())
+        begin_hidden = len(in_time) + len(pausable)
+
         best_first = sorted(choice, key=lambda i: -jobs[i].value(choice[i]) / jobs[i].pages)
-        starts = [(p.candidate, form is not FULL) for p, form in pinned]
-        starts.extend(
-            (others[i].candidate, choice[i] is not FULL)
-            for i in best_first
-            if not others[i].is_running
+        starts = [(p.candidate, False) for p in first]
+        starts += [
+            (in_time[i].candidate, choice[i] is not FULL) for i in best_first if i < len(in_time)
+        ]
+        num_kept = sum(len(in_time) <= i < begin_hidden for i in choice)
+        starts += _best_of(late, pages, count - len(starts) - num_kept)
+        _rank([*pinned, *in_time, *late], starts)
+        return Plan(
+            starts,
+            [hidden[i - begin_hidden].candidate for i in best_first if i >= begin_hidden],
+            [r.candidate for i, r in enumerate(pausable, len(in_time)) if i not in choice],
         )
-        self._rank(prospects, [candidate for candidate, _ in starts])
-        upgrades = [others[i].candidate for i in best_first if others[i].is_running]
-        return Plan(starts, upgrades)
-
-    def _rank(self, prospects: Sequence[Prospect[C]], starts: list[C]) -> None:
-        """Who is to start comes first, then the pinned, then the others by value per page: the
-        next plan may be some steps off when one of those that run ends.
-        """
-        rest = [p for p in prospects if not p.is_running]
-        rest.sort(key=_turn)
-        for rank, candidate in enumerate([p.candidate for p in rest]):
-            candidate.standing = len(starts) + rank
-        for rank, candidate in enumerate(starts):
-            candidate.standing = rank
-
-    def _pinned(
-        self, prospects: Sequence[Prospect[C]], room: Room, forms: tuple[Form, ...]
-    ) -> tuple[list[tuple[Prospect[C], Form]], float]:
-        """Those to start before all others, at full precision, and the pages that they leave."""
-        pinned = [p for p in prospects if p.is_pinned and not p.is_running]
-        pinned.sort(key=lambda p: p.candidate.arrived_at)
-        pages = float(room.pages)
-        chosen: list[tuple[Prospect[C], Form]] = []
-        for prospect in pinned[: room.count]:
-            if prospect.pages > pages:
-                return chosen, 0.0
-            chosen.append((prospect, FULL))
-            pages -= prospect.pages
-        return chosen, pages
 
 
-def _worth(prospect: Prospect[C]) -> float:
-    """Seconds that running it is worth, at full precision."""
-    pending, slo = prospect.pending_seconds, prospect.slo_seconds
-    if pending + prospect.first_seconds > slo:
-        return LATE_WORTH * slo * slo / max(pending, slo)
-    return pending + prospect.first_seconds
+def _rank(prospects: list[Prospect[C]], starts: list[tuple[C, bool]]) -> None:
+    """Who is to start comes first, then the others as they are: the next plan may be some steps off
+    when one of those that run ends.
+    """
+    for rank, prospect in enumerate(prospects, len(starts)):
+        prospect.candidate.standing = rank
+    for rank, (candidate, _) in enumerate(starts):
+        candidate.standing = rank
 
 
-def _turn(prospect: Prospect[C]) -> tuple[bool, float]:
-    if prospect.is_pinned:
-        return False, prospect.candidate.arrived_at
-    return True, -_worth(prospect) / max(prospect.pages, 0.5)
+def _by_hope(
+    waiting: Sequence[Prospect[C]],
+) -> tuple[list[Prospect[C]], list[Prospect[C]], list[Prospect[C]]]:
+    """The pinned, oldest first; those with an objective to be met, and the others, both by value
+    per page.
+    """
+    pinned: list[Prospect[C]] = []
+    in_time: list[tuple[float, int, Prospect[C]]] = []
+    late: list[tuple[float, int, Prospect[C]]] = []
+    for number, p in enumerate(waiting):
+        pending, slo = p.pending_seconds, p.slo_seconds
+        whole = pending + p.first_seconds
+        if pending >= PIN_AFTER_SLOS * slo:
+            pinned.append(p)
+        elif p.can_wait or whole > slo:
+            late.append((-_late_worth(p) / _weight(p.pages), number, p))
+        else:
+            in_time.append((-whole / _weight(p.pages), number, p))
+    pinned.sort(key=lambda p: p.candidate.arrived_at)
+    in_time.sort()
+    late.sort()
+    return pinned, [entry[2] for entry in in_time], [entry[2] for entry in late]
 
 
-def _upgrade(prospect: Prospect[C], forms: tuple[Form, ...]) -> Job:
+def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> list[Prospect[C]]:
+    """Those to start before all others, at full precision; nobody overtakes who does not fit."""
+    chosen: list[Prospect[C]] = []
+    for prospect in pinned[: max(count, 0)]:
+        pages -= prospect.pages
+        if pages < 0.0:
+            break
+        chosen.append(prospect)
+    return chosen
+
+
+def _best_of(late: list[Prospect[C]], pages: float, count: int) -> list[tuple[C, bool]]:
+    """Of those with nothing to win, with what room is left, at full precision."""
+    if count <= 0 or all(p.pages > pages for p in late):
+        return []
+    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,)) for p in late]
+    choice = choose(jobs, pages=pages, count=count)
+    return [(p.candidate, False) for number, p in enumerate(late) if number in choice]
+
+
+def _late_worth(prospect: Prospect[C]) -> float:
+    slo = prospect.slo_seconds
+    return LATE_WORTH * slo * slo / max(prospect.pending_seconds, slo)
+
+
+def _weight(pages: float) -> float:
+    return pages if pages > 0.5 else 0.5
+
+
+def _keep(runner: Runner[C]) -> Job:
+    """To let it run; worth something even where copies take no time, or it made room for nobody."""
+    return Job(max(runner.pause_seconds, LATE_WORTH), _weight(runner.pages), (FULL,))
+
+
+def _upgrade(runner: Runner[C], forms: tuple[Form, ...]) -> Job:
     """What is won by leaving the hidden form, for the pages that it takes more."""
     hidden = forms[0]
-    return Job(hidden.drag * prospect.pages, (1.0 - hidden.share) * prospect.pages, (FULL,))
+    return Job(hidden.drag * runner.pages, _weight((1.0 - hidden.share) * runner.pages), (FULL,))
 
 
 def _planned(candidate: Candidate) -> tuple[float, float]:
     rank = candidate.standing
-    return float("inf") if rank is None else rank, candidate.arrived_at
+    return inf if rank is None else rank, candidate.arrived_at

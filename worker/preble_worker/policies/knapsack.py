@@ -15,6 +15,8 @@ more than all that fits even where jobs can be split. Then whatever still fits i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Form:
     drag: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """A request that may be run.
 
@@ -46,19 +48,18 @@ class Job:
         return self.worth - form.drag * self.pages
 
 
-@dataclass(frozen=True, slots=True)
-class Increment:
-    """Job `job` in `form` instead of the form `below`, None for not at all."""
+class Increment(NamedTuple):
+    """Job `job` in `form` instead of the form `below`, None for not at all.
+
+    `density` is `value` per `weight`.
+    """
 
     job: int
     below: Form | None
     form: Form
     value: float
     weight: float
-
-    @property
-    def density(self) -> float:
-        return self.value / self.weight
+    density: float
 
 
 Choice = dict[int, Form]
@@ -69,18 +70,22 @@ def increments(number: int, job: Job, budget: float) -> list[Increment]:
     """The envelope of `job` among the forms that fit `budget`: falling density, rising weight."""
     found: list[Increment] = []
     for form in job.forms:
-        if job.weight(form) > budget:
+        whole = job.weight(form)
+        if whole > budget:
             break
         while True:
-            below = found[-1].form if found else None
-            value = job.value(form) - (job.value(below) if below else 0.0)
-            weight = job.weight(form) - (job.weight(below) if below else 0.0)
+            below, value, weight = None, job.value(form), whole
+            if found:
+                below = found[-1].form
+                value -= job.value(below)
+                weight -= job.weight(below)
             if value <= 0.0:
                 break
-            if found and value * found[-1].weight >= found[-1].value * weight:
+            density = value / weight
+            if found and density >= found[-1].density:
                 found.pop()
                 continue
-            found.append(Increment(number, below, form, value, weight))
+            found.append(Increment(number, below, form, value, weight, density))
             break
     return found
 
@@ -91,7 +96,7 @@ def choose(jobs: Sequence[Job], *, pages: float, count: int) -> Choice:
     Where `count` does not bind, their value is at least half of what is possible.
     """
     steps = [step for number, job in enumerate(jobs) for step in increments(number, job, pages)]
-    steps.sort(key=lambda step: (-step.density, step.job))
+    steps.sort(key=attrgetter("density"), reverse=True)
     taken, critical = _take(steps, {}, pages, count)
     if critical is None:
         return taken
@@ -112,7 +117,7 @@ def _take(
     chosen = dict(chosen)
     for step in steps:
         is_new = step.below is None
-        if chosen.get(step.job) != step.below or (is_new and count <= 0):
+        if chosen.get(step.job) is not step.below or (is_new and count <= 0):
             continue
         if step.weight > pages:
             if pass_over:
