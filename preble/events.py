@@ -2,6 +2,9 @@
 
 Paths are concatenated 8-byte page keys from the first page of a prompt on. A batch is numbered
 within the worker's epoch; what to do about a gap is decided in `preble_router.event_feed`.
+
+A worker may hold pages on its device, where requests can use them at once, and in host memory,
+from where they must be copied first. The two are independent: a page may be in both.
 """
 
 from dataclasses import dataclass
@@ -30,17 +33,23 @@ CacheEvent = Stored | Evicted
 
 @dataclass(frozen=True, slots=True)
 class CacheEvents:
-    """The events of one step. `seq` counts batches from 1 within `epoch`, without a gap."""
+    """The events of one step. `seq` counts batches from 1 within `epoch`, without a gap.
+
+    `events` are about the device's pages, `host_events` about those in host memory.
+    """
 
     epoch: int
     seq: int
     events: tuple[CacheEvent, ...]
+    host_events: tuple[CacheEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """Everything the worker held right after batch `seq`: one path per leaf of its tree."""
+    """Everything the worker held right after batch `seq`: one path per leaf of its tree, and of
+    what it has in host memory."""
 
     epoch: int
     seq: int
     paths: tuple[bytes, ...]
+    host_paths: tuple[bytes, ...] = ()

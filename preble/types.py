@@ -110,6 +110,8 @@ class WorkerSpec:
         max_sequences: requests that run at the same time.
         context_tokens: longest prompt plus output of one request.
         cost: seconds per step, as profiled or from first principles.
+        host_capacity_tokens: tokens of KV that fit its cache in host memory, 0 for none.
+        host_token_seconds: what a token's KV takes to come from there.
     """
 
     worker_id: str
@@ -122,6 +124,8 @@ class WorkerSpec:
     context_tokens: int
     vocab_size: int
     cost: CostModel
+    host_capacity_tokens: int = 0
+    host_token_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,8 @@ class LoadReport:
         tree_key_sum: sum of those pages' keys modulo 2**64.
         prompt_tokens_total, cached_tokens_total: of the requests started since the process began.
         busy_seconds_total: time spent in steps since the process began.
+        host_pages: pages held in host memory.
+        loaded_tokens_total: of `cached_tokens_total`, those that came from host memory.
     """
 
     num_waiting: int = 0
@@ -154,6 +160,8 @@ class LoadReport:
     prompt_tokens_total: int = 0
     cached_tokens_total: int = 0
     busy_seconds_total: float = 0.0
+    host_pages: int = 0
+    loaded_tokens_total: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

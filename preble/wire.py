@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from preble.cost import CostModel
-from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
+from preble.events import CacheEvent, CacheEvents, CacheSnapshot, Evicted, Stored
 from preble.types import (
     FinishReason,
     LoadReport,
@@ -30,6 +30,8 @@ _COST_FIELDS = (
     "per_decode",
     "per_context_token",
     "weight_read",
+    "per_hidden_token",
+    "per_product",
     "roofline",
     "source",
 )
@@ -43,6 +45,8 @@ _SPEC_FIELDS = (
     "max_sequences",
     "context_tokens",
     "vocab_size",
+    "host_capacity_tokens",
+    "host_token_seconds",
 )
 _LOAD_FIELDS = tuple(field.name for field in pb.LoadReport.DESCRIPTOR.fields)
 
@@ -182,42 +186,48 @@ def output_from_wire(message: pb.RequestOutput) -> RequestOutput:
 
 
 def cache_events_to_wire(batch: CacheEvents) -> pb.CacheEvents:
-    message = pb.CacheEvents(epoch=batch.epoch, seq=batch.seq)
-    for event in batch.events:
-        if isinstance(event, Stored):
-            message.events.add().stored.path = event.path
-        else:
-            evicted = message.events.add().evicted
-            evicted.path = event.path
-            evicted.keep = event.keep
-    return message
+    return pb.CacheEvents(
+        epoch=batch.epoch,
+        seq=batch.seq,
+        events=map(_event_to_wire, batch.events),
+        host_events=map(_event_to_wire, batch.host_events),
+    )
+
+
+def _event_to_wire(event: CacheEvent) -> pb.CacheEvent:
+    if isinstance(event, Stored):
+        return pb.CacheEvent(stored=pb.Stored(path=event.path))
+    return pb.CacheEvent(evicted=pb.Evicted(path=event.path, keep=event.keep))
 
 
 def cache_events_from_wire(message: pb.CacheEvents) -> CacheEvents:
     return CacheEvents(
         message.epoch,
         message.seq,
-        tuple(
-            Stored(event.stored.path)
-            if event.WhichOneof("event") == "stored"
-            else Evicted(event.evicted.path, event.evicted.keep)
-            for event in message.events
-        ),
+        tuple(map(_event_from_wire, message.events)),
+        tuple(map(_event_from_wire, message.host_events)),
     )
+
+
+def _event_from_wire(message: pb.CacheEvent) -> CacheEvent:
+    if message.WhichOneof("event") == "stored":
+        return Stored(message.stored.path)
+    return Evicted(message.evicted.path, message.evicted.keep)
 
 
 def snapshot_to_wire(snapshot: CacheSnapshot) -> Iterator[pb.CacheSnapshot]:
     """The snapshot in parts of about `SNAPSHOT_PART_BYTES`; all but the last have `more` set."""
     part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
     size = 0
-    for path in snapshot.paths:
-        if size and size + len(path) > SNAPSHOT_PART_BYTES:
-            part.more = True
-            yield part
-            part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
-            size = 0
-        part.paths.append(path)
-        size += len(path)
+    for on_host, paths in enumerate((snapshot.paths, snapshot.host_paths)):
+        for path in paths:
+            if size and size + len(path) > SNAPSHOT_PART_BYTES:
+                part.more = True
+                yield part
+                part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
+                size = 0
+            (part.host_paths if on_host else part.paths).append(path)
+            size += len(path)
     yield part
 
 
@@ -225,4 +235,9 @@ def snapshot_from_wire(parts: Iterable[pb.CacheSnapshot]) -> CacheSnapshot:
     """Joins the parts of one snapshot, which are consecutive in the stream."""
     collected = list(parts)
     last = collected[-1]
-    return CacheSnapshot(last.epoch, last.seq, tuple(p for part in collected for p in part.paths))
+    return CacheSnapshot(
+        last.epoch,
+        last.seq,
+        tuple(path for part in collected for path in part.paths),
+        tuple(path for part in collected for path in part.host_paths),
+    )

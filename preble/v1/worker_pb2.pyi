@@ -330,6 +330,8 @@ class Hello(google.protobuf.message.Message):
     COST_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     ENGINE_FIELD_NUMBER: builtins.int
+    HOST_CAPACITY_TOKENS_FIELD_NUMBER: builtins.int
+    HOST_TOKEN_SECONDS_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     epoch: builtins.int
     """A new process is a new epoch."""
@@ -350,6 +352,10 @@ class Hello(google.protobuf.message.Message):
     """Version of the preble package the worker runs."""
     engine: builtins.str
     """"torch" or "simulated"."""
+    host_capacity_tokens: builtins.int
+    """Tokens of KV that fit its cache in host memory; 0 for none."""
+    host_token_seconds: builtins.float
+    """Seconds that a token's KV takes to come from there."""
     @property
     def cost(self) -> global___CostModel: ...
     def __init__(
@@ -367,9 +373,11 @@ class Hello(google.protobuf.message.Message):
         cost: global___CostModel | None = ...,
         version: builtins.str = ...,
         engine: builtins.str = ...,
+        host_capacity_tokens: builtins.int = ...,
+        host_token_seconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cost", b"cost"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capacity_tokens", b"capacity_tokens", "context_tokens", b"context_tokens", "cost", b"cost", "engine", b"engine", "epoch", b"epoch", "max_batch_tokens", b"max_batch_tokens", "max_sequences", b"max_sequences", "model", b"model", "page_tokens", b"page_tokens", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capacity_tokens", b"capacity_tokens", "context_tokens", b"context_tokens", "cost", b"cost", "engine", b"engine", "epoch", b"epoch", "host_capacity_tokens", b"host_capacity_tokens", "host_token_seconds", b"host_token_seconds", "max_batch_tokens", b"max_batch_tokens", "max_sequences", b"max_sequences", "model", b"model", "page_tokens", b"page_tokens", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id"]) -> None: ...
 
 global___Hello = Hello
 
@@ -388,6 +396,8 @@ class CostModel(google.protobuf.message.Message):
     WEIGHT_READ_FIELD_NUMBER: builtins.int
     ROOFLINE_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
+    PER_HIDDEN_TOKEN_FIELD_NUMBER: builtins.int
+    PER_PRODUCT_FIELD_NUMBER: builtins.int
     name: builtins.str
     fixed: builtins.float
     per_prefill_token: builtins.float
@@ -397,6 +407,8 @@ class CostModel(google.protobuf.message.Message):
     weight_read: builtins.float
     roofline: builtins.bool
     source: builtins.str
+    per_hidden_token: builtins.float
+    per_product: builtins.float
     def __init__(
         self,
         *,
@@ -409,8 +421,10 @@ class CostModel(google.protobuf.message.Message):
         weight_read: builtins.float = ...,
         roofline: builtins.bool = ...,
         source: builtins.str = ...,
+        per_hidden_token: builtins.float = ...,
+        per_product: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fixed", b"fixed", "name", b"name", "per_attention", b"per_attention", "per_context_token", b"per_context_token", "per_decode", b"per_decode", "per_prefill_token", b"per_prefill_token", "roofline", b"roofline", "source", b"source", "weight_read", b"weight_read"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fixed", b"fixed", "name", b"name", "per_attention", b"per_attention", "per_context_token", b"per_context_token", "per_decode", b"per_decode", "per_hidden_token", b"per_hidden_token", "per_prefill_token", b"per_prefill_token", "per_product", b"per_product", "roofline", b"roofline", "source", b"source", "weight_read", b"weight_read"]) -> None: ...
 
 global___CostModel = CostModel
 
@@ -517,19 +531,25 @@ class CacheEvents(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     SEQ_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
+    HOST_EVENTS_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     seq: builtins.int
     """Counts from 1 within the epoch, without a gap."""
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CacheEvent]: ...
+    @property
+    def host_events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CacheEvent]:
+        """The same of what the worker holds in host memory, whether or not it is on the device too."""
+
     def __init__(
         self,
         *,
         epoch: builtins.int = ...,
         seq: builtins.int = ...,
         events: collections.abc.Iterable[global___CacheEvent] | None = ...,
+        host_events: collections.abc.Iterable[global___CacheEvent] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "events", b"events", "seq", b"seq"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "events", b"events", "host_events", b"host_events", "seq", b"seq"]) -> None: ...
 
 global___CacheEvents = CacheEvents
 
@@ -603,6 +623,7 @@ class CacheSnapshot(google.protobuf.message.Message):
     SEQ_FIELD_NUMBER: builtins.int
     PATHS_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
+    HOST_PATHS_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     seq: builtins.int
     more: builtins.bool
@@ -611,6 +632,10 @@ class CacheSnapshot(google.protobuf.message.Message):
     def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Key paths, one per leaf of the worker's tree."""
 
+    @property
+    def host_paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Key paths of what it holds in host memory, one per leaf."""
+
     def __init__(
         self,
         *,
@@ -618,8 +643,9 @@ class CacheSnapshot(google.protobuf.message.Message):
         seq: builtins.int = ...,
         paths: collections.abc.Iterable[builtins.bytes] | None = ...,
         more: builtins.bool = ...,
+        host_paths: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "more", b"more", "paths", b"paths", "seq", b"seq"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "host_paths", b"host_paths", "more", b"more", "paths", b"paths", "seq", b"seq"]) -> None: ...
 
 global___CacheSnapshot = CacheSnapshot
 
@@ -642,6 +668,8 @@ class LoadReport(google.protobuf.message.Message):
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_TOTAL_FIELD_NUMBER: builtins.int
     BUSY_SECONDS_TOTAL_FIELD_NUMBER: builtins.int
+    HOST_PAGES_FIELD_NUMBER: builtins.int
+    LOADED_TOKENS_TOTAL_FIELD_NUMBER: builtins.int
     num_waiting: builtins.int
     num_running: builtins.int
     waiting_prefill_tokens: builtins.int
@@ -661,6 +689,10 @@ class LoadReport(google.protobuf.message.Message):
     """Tokens."""
     busy_seconds_total: builtins.float
     """Seconds."""
+    host_pages: builtins.int
+    """Pages held in host memory."""
+    loaded_tokens_total: builtins.int
+    """Tokens; the part of cached_tokens_total that came from host memory."""
     def __init__(
         self,
         *,
@@ -677,7 +709,9 @@ class LoadReport(google.protobuf.message.Message):
         prompt_tokens_total: builtins.int = ...,
         cached_tokens_total: builtins.int = ...,
         busy_seconds_total: builtins.float = ...,
+        host_pages: builtins.int = ...,
+        loaded_tokens_total: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["busy_seconds_total", b"busy_seconds_total", "cached_pages", b"cached_pages", "cached_tokens_total", b"cached_tokens_total", "decode_context_tokens", b"decode_context_tokens", "free_pages", b"free_pages", "num_running", b"num_running", "num_waiting", b"num_waiting", "preemptions_total", b"preemptions_total", "prompt_tokens_total", b"prompt_tokens_total", "tree_key_sum", b"tree_key_sum", "tree_pages", b"tree_pages", "used_pages", b"used_pages", "waiting_prefill_tokens", b"waiting_prefill_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["busy_seconds_total", b"busy_seconds_total", "cached_pages", b"cached_pages", "cached_tokens_total", b"cached_tokens_total", "decode_context_tokens", b"decode_context_tokens", "free_pages", b"free_pages", "host_pages", b"host_pages", "loaded_tokens_total", b"loaded_tokens_total", "num_running", b"num_running", "num_waiting", b"num_waiting", "preemptions_total", b"preemptions_total", "prompt_tokens_total", b"prompt_tokens_total", "tree_key_sum", b"tree_key_sum", "tree_pages", b"tree_pages", "used_pages", b"used_pages", "waiting_prefill_tokens", b"waiting_prefill_tokens"]) -> None: ...
 
 global___LoadReport = LoadReport

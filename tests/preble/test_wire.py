@@ -31,6 +31,8 @@ COSTS = st.builds(
     per_decode=SECONDS,
     per_context_token=SECONDS,
     weight_read=SECONDS,
+    per_hidden_token=SECONDS,
+    per_product=SECONDS,
     roofline=st.booleans(),
     source=NAMES,
 )
@@ -46,6 +48,8 @@ SPECS = st.builds(
     context_tokens=U32,
     vocab_size=U32,
     cost=COSTS,
+    host_capacity_tokens=U64,
+    host_token_seconds=SECONDS,
 )
 SAMPLINGS = st.builds(
     SamplingParams,
@@ -72,6 +76,8 @@ LOADS = st.builds(
     prompt_tokens_total=U64,
     cached_tokens_total=U64,
     busy_seconds_total=SECONDS,
+    host_pages=U32,
+    loaded_tokens_total=U64,
 )
 OUTPUTS = st.builds(
     RequestOutput,
@@ -101,9 +107,11 @@ def test_output(output: RequestOutput) -> None:
     assert wire.output_from_wire(wire.output_to_wire(output)) == output
 
 
-@given(st.lists(EVENTS, max_size=5), U64, U64)
-def test_cache_events(events: list[Stored | Evicted], epoch: int, seq: int) -> None:
-    batch = CacheEvents(epoch, seq, tuple(events))
+@given(st.lists(EVENTS, max_size=5), st.lists(EVENTS, max_size=5), U64, U64)
+def test_cache_events(
+    events: list[Stored | Evicted], on_host: list[Stored | Evicted], epoch: int, seq: int
+) -> None:
+    batch = CacheEvents(epoch, seq, tuple(events), tuple(on_host))
     assert wire.cache_events_from_wire(wire.cache_events_to_wire(batch)) == batch
 
 
@@ -133,10 +141,10 @@ def test_submit_carries_the_deadline_across_clocks(
     assert (back.ttft_slo_seconds, back.tbt_slo_seconds, back.tenant) == (0.5, 0.125, "acme")
 
 
-@pytest.mark.parametrize("num_paths", [0, 1, 9])
-def test_a_large_snapshot_travels_in_parts(num_paths: int) -> None:
-    paths = tuple(bytes([i]) * (1 << 20) for i in range(num_paths))
-    snapshot = CacheSnapshot(3, 7, paths)
+@pytest.mark.parametrize(("num_paths", "num_host_paths"), [(0, 0), (1, 0), (9, 0), (1, 9), (0, 1)])
+def test_a_large_snapshot_travels_in_parts(num_paths: int, num_host_paths: int) -> None:
+    paths = tuple(bytes([i]) * (1 << 20) for i in range(num_paths + num_host_paths))
+    snapshot = CacheSnapshot(3, 7, paths[:num_paths], paths[num_paths:])
     parts = list(wire.snapshot_to_wire(snapshot))
     assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
     assert all(part.ByteSize() <= wire.SNAPSHOT_PART_BYTES + 100 for part in parts)
