@@ -21,6 +21,7 @@ class ClusterWorker:
 
     Attributes:
         slot: its bit in the tree and its row in the table; reused after it is lost.
+        held: it may not take more before it has shown how fast it is.
         priced_at: when its eviction price was last worked out.
     """
 
@@ -30,6 +31,7 @@ class ClusterWorker:
     feed: EventFeed
     suspended: bool = False
     draining: bool = False
+    held: bool = False
     predicted_cached_total: int = 0
     actual_cached_total: int = 0
     placed_total: int = 0

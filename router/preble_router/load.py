@@ -18,10 +18,12 @@ it, time enough to reach the worker; with one router the bound makes a longer la
 """
 
 from collections import deque
+from math import inf
 
 from preble.types import LoadReport, WorkerSpec
 from preble_router.booking import Booking
 from preble_router.pace import FleetPace, Pace
+from preble_router.ramp_up import RampUp
 
 REPORT_LAG_SECONDS = 0.02
 
@@ -41,7 +43,9 @@ class WorkerLoad:
     """
 
     __slots__ = (
+        "_idle_since",
         "_pace",
+        "_ramp_up",
         "_unreported",
         "context_tokens",
         "decode_tokens",
@@ -72,7 +76,10 @@ class WorkerLoad:
         pages = spec.capacity_tokens // spec.page_tokens
         self.report = LoadReport(free_pages=pages)
         self._unreported: deque[Booking] = deque()
-        self._pace = Pace(fleet or FleetPace())
+        fleet = fleet or FleetPace()
+        self._pace = Pace(fleet)
+        self._ramp_up = RampUp(is_new=fleet.steps > 0.0)
+        self._idle_since = inf
 
     # What is known
 
@@ -103,6 +110,11 @@ class WorkerLoad:
     def speed_ratio(self) -> float:
         """Observed over predicted step time, recent steps weighing most."""
         return self._pace.ratio
+
+    @property
+    def is_full(self) -> bool:
+        """It has as many requests as one whose speed is unknown may have."""
+        return self.num_requests >= self._ramp_up.limit
 
     # What changes it
 
@@ -143,6 +155,9 @@ class WorkerLoad:
 
     def receive_report(self, report: LoadReport, *, now: float) -> None:
         """A report has come, after the progress that belongs to the same step was booked."""
+        if not (report.num_waiting or report.num_running or self.num_live):
+            self._idle(now=now)
+        self._idle_since = now
         self.report = report
         latest = now - REPORT_LAG_SECONDS
         unreported = self._unreported
@@ -153,9 +168,20 @@ class WorkerLoad:
         self.others_prefill_tokens = max(0, report.waiting_prefill_tokens - self.queued_tokens)
         self.others_context_tokens = max(0, report.decode_context_tokens - self.context_tokens)
 
-    def receive_step(self, *, observed_seconds: float, predicted_seconds: float) -> None:
-        """A step took `observed_seconds` where the cost model said `predicted_seconds`."""
-        self._pace.observe(observed_seconds, predicted_seconds)
+    def receive_step(
+        self, *, observed_seconds: float, predicted_seconds: float, now: float
+    ) -> None:
+        """A step took `observed_seconds` where the cost model said `predicted_seconds`; 0 is a
+        heartbeat."""
+        if observed_seconds > 0.0:
+            self._idle_since = now
+            self._pace.observe(observed_seconds, predicted_seconds)
+            self._ramp_up.stepped()
+
+    def _idle(self, *, now: float) -> None:
+        """What it showed loses weight with the time it does nothing."""
+        self._ramp_up.idled(lag=self._pace.lag)
+        self._pace.fade(max(now - self._idle_since, 0.0))
 
     def _mark_reported(self, booking: Booking) -> None:
         if booking.is_unreported:

@@ -15,7 +15,8 @@ class Roster:
     """Linked workers by id and by slot.
 
     The slots open to any request are worked out when membership changes, not per request. A worker
-    whose cache is not known yet is open only while no other worker is.
+    whose cache is not known yet is open only while no other worker is; and one that is held, only
+    while all are.
     """
 
     def __init__(self, table: WorkerTable) -> None:
@@ -89,6 +90,11 @@ class Roster:
             worker.draining = True
             self.reopen()
 
+    def hold(self, worker: ClusterWorker, *, held: bool) -> None:
+        """Whether it may take no more for now, if others can."""
+        worker.held = held
+        self.reopen()
+
     def reopen(self) -> None:
         """Work out the open slots again, after something that decides them has changed."""
         self._open = _preferred(list(self._by_slot.values()))
@@ -130,10 +136,12 @@ class Roster:
 
 
 def _preferred(workers: list[ClusterWorker]) -> Slots:
-    """Slots of the open workers whose cache is known, or else of all open ones; ascending."""
+    """Slots of the open workers whose cache is known and that are not held, or else of all whose
+    cache is known, or of all open ones; ascending."""
     able = [w for w in workers if w.is_open]
-    known = [w for w in able if w.feed.has_view]
-    return np.array(sorted(w.slot for w in known or able), dtype=np.intp)
+    known = [w for w in able if w.feed.has_view] or able
+    free = [w for w in known if not w.held]
+    return np.array(sorted(w.slot for w in free or known), dtype=np.intp)
 
 
 def _bar_all_but(slots: Slots, num_slots: int) -> Column:

@@ -267,7 +267,9 @@ class GlobalScheduler:
             if booking is not None and booking.slot == worker.slot:
                 self._progress(worker, booking, progress, now=now)
         worker.load.receive_step(
-            observed_seconds=report.step_seconds, predicted_seconds=report.predicted_step_seconds
+            observed_seconds=report.step_seconds,
+            predicted_seconds=report.predicted_step_seconds,
+            now=now,
         )
         worker.load.receive_report(report.load, now=now)
         worker.price_eviction(self._tree, self._table, now=now)
@@ -325,6 +327,8 @@ class GlobalScheduler:
 
     def _publish(self, worker: ClusterWorker) -> None:
         self._table.publish(worker.slot, worker.load, mean_output=self._output_length.mean)
+        if worker.held != worker.load.is_full:
+            self._roster.hold(worker, held=not worker.held)
 
     # Time
 

@@ -129,3 +129,17 @@ def test_the_drivers_keep_productions_times() -> None:
     assert simulated.silence_seconds == real.silence_seconds
     assert simulated.max_attempts == real.max_attempts
     assert simulated.takeover_seconds == dispatch.TAKEOVER_SECONDS
+
+
+def test_a_slow_worker_is_hardly_used_and_comes_back_when_it_is_cured() -> None:
+    requests = load(1650, rate=30.0)
+    result = run(requests, num_workers=4, faults=["slow:1@10+15x10"], check_every=0.0)
+
+    def share(begin: float, end: float) -> float:
+        """Of what four equal workers would get."""
+        sent = [r.worker_id for r in result.records if begin <= r.sent_at < end]
+        return 4.0 * sent.count("w1") / len(sent)
+
+    assert share(0.0, 10.0) > 0.8
+    assert share(12.0, 25.0) <= 0.1
+    assert share(40.0, 55.0) >= 0.85
