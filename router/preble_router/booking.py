@@ -4,6 +4,13 @@ from dataclasses import dataclass
 
 from preble_router.residence import ClusterNode
 
+EXPECTED_SECONDS = 300.0
+"""How long at most a placed request makes its path count as cached on its worker.
+
+Until its first token it is certain to be computed there, however long the queue: it must outlast
+any queue, or else a saturated worker's documents look like nobody's, and are computed elsewhere.
+"""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Booking:

@@ -22,6 +22,7 @@ from preble.cost import CostModel
 from preble.errors import NoWorkers, Overloaded, PeerError
 from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
 from preble.types import LoadReport, WorkerSpec
+from preble_router.booking import EXPECTED_SECONDS
 from preble_router.policies import RoutingPolicy, make_policy
 from preble_router.scheduler import GlobalScheduler, Input
 from preble_router.stimuli import (
@@ -80,7 +81,7 @@ class Journal:
         rng: random.Random,
         page_tokens: int = 16,
         window_seconds: float = 180.0,
-        expected_seconds: float = 10.0,
+        expected_seconds: float = EXPECTED_SECONDS,
     ) -> GlobalScheduler:
         """A scheduler whose inputs are written from the first on."""
         version, state, gauss = rng.getstate()

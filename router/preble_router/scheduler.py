@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from preble.errors import PeerError
 from preble_router.admission import Admission
-from preble_router.booking import Booking
+from preble_router.booking import EXPECTED_SECONDS, Booking
 from preble_router.candidates import Candidates
 from preble_router.cluster_tree import ClusterTree
 from preble_router.cluster_worker import ClusterWorker
@@ -70,7 +70,7 @@ class GlobalScheduler:
         rng: random.Random,
         page_tokens: int = 16,
         window_seconds: float = 180.0,
-        expected_seconds: float = 10.0,
+        expected_seconds: float = EXPECTED_SECONDS,
         record: Record | None = None,
     ) -> None:
         self.page_tokens = page_tokens

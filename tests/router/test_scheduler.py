@@ -122,8 +122,21 @@ def test_an_expected_mark_ends(end: str) -> None:
     scheduler.check()
 
 
+@pytest.mark.parametrize("policy", ["longest_prefix", "e2", "preble"])
+def test_a_document_in_a_long_queue_is_not_computed_elsewhere_as_well(policy: str) -> None:
+    scheduler = synced_scheduler(policy, ["a", "b"])
+    for index in range(60):  # a busy time
+        scheduler.place(route(f"busy{index}", pages(RNG, 400)), now=0.5)
+    first = scheduler.place(route("r0", PATH * 10), now=1.0)
+    for now in (9.0, 30.0, 90.0):
+        scheduler.tick(now=now)
+        request = route(f"at {now}", PATH * 10 + pages(RNG, 2))
+        assert scheduler.place(request, now=now).worker_id == first.worker_id
+    scheduler.check()
+
+
 def test_a_queued_request_that_outlives_its_mark_stays_on_the_books() -> None:
-    scheduler = synced_scheduler("longest_prefix", ["a"])
+    scheduler = synced_scheduler("longest_prefix", ["a"], expected_seconds=10.0)
     scheduler.place(route("r0", PATH), now=1.0)
     scheduler.tick(now=100.0)
     scheduler.check()
