@@ -65,6 +65,10 @@ class Trace:
         )
         return replace(self, requests=requests)
 
+    def first(self, num_requests: int) -> "Trace":
+        """Its first `num_requests` requests."""
+        return replace(self, requests=self.requests[:num_requests])
+
     def fitted(self, context_tokens: int) -> "Trace":
         """The same scaled down, if need be, so that every request fits a model of that context.
 

@@ -1,34 +1,36 @@
-"""`preble validate`: one trace on live workers and in the simulator, side by side."""
+"""`preble validate`: one trace on live workers and in the simulator, side by side.
 
-import statistics
+The first third of the requests is a rehearsal: it says what the simulator does not compute.
+"""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from preble.client import AsyncClient
+from preble.errors import ConfigError
 from preble_loadgen.progress import Progress
 from preble_loadgen.replay import replay
 from preble_loadgen.replay_options import ReplayOptions, arrival_times
 from preble_loadgen.report import Report, RequestRecord, summarize
-from preble_loadgen.simulator import SimulationOptions, simulate
-from preble_loadgen.trace_request import Segment, TraceRequest
+from preble_loadgen.simulator import SimulationOptions, SimulationResult, simulate
 from preble_loadgen.traces import Trace
 
-NUM_PROBES = 50
-WARM_PROBES = 10
-"""The first ones find cold code and memory, and do not count."""
-PROBE_SECONDS = 0.25
-"""Between two of them: each finds the cluster idle."""
-PROBE_TOKENS, PROBE_OUTPUT_TOKENS = 4, 10
-"""Together less than a page, so that nothing of it is cached."""
+REHEARSED = 3
+"""One request of so many, the first ones: they tell the overhead, the others are compared."""
+NUM_COLD = 10
+"""The first requests find cold code and memory, and do not count."""
+NUM_ROUNDS = 6
+"""A longer step makes requests wait for one another, so the overhead is approached in rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """What the simulator does not compute, measured on the idle cluster.
+    """What the simulator does not compute, measured on the rehearsal.
 
     Attributes:
         turn_seconds: of each step, beyond what the cost model says: the worker's loop reports it,
-            and its other thread sends the report.
+            its other thread sends the report, and other processes want the same cores.
         wire_seconds: one way between client and worker, the router between them included.
     """
 
@@ -46,11 +48,15 @@ class Validation:
     """Both runs of one trace.
 
     Attributes:
-        live_busy_seconds, simulated_busy_seconds: the workers' time in steps, summed.
+        live, simulated: of the requests after the rehearsal.
+        num_rehearsed: requests on which the overhead was measured.
+        live_busy_seconds, simulated_busy_seconds: the workers' time in steps, summed over the whole
+            trace; the simulated one without the overhead, as the cost model says.
     """
 
     live: Report
     simulated: Report
+    num_rehearsed: int
     overhead: Overhead
     live_busy_seconds: float
     simulated_busy_seconds: float
@@ -65,69 +71,79 @@ async def validate(
         cluster: what the live one is, with its cost model and without any overhead.
 
     Raises:
-        ConfigError: the trace does not fit.
+        ConfigError: the trace does not fit, or has too few requests to rehearse.
     """
-    probes, probing = probe_trace(), replace(options, rate=None, speed=1.0)
-    answers = await _records(probing, probes)
-    overhead = measured_overhead(
-        answers, lambda found: _simulated(probes, probing, found.of(cluster))[0]
-    )
+    num_rehearsed = rehearsal_length(len(trace.requests))
     busy_before = await _busy_seconds(grpc_address)
     records = await _records(options, trace)
     busy = await _busy_seconds(grpc_address) - busy_before
-    simulated, simulated_busy = _simulated(trace, options, overhead.of(cluster))
+    overhead = measured_overhead(
+        [record for record in records if record.index < num_rehearsed],
+        lambda found: _simulated(trace.first(num_rehearsed), options, found.of(cluster)).records,
+    )
+    simulated = _simulated(trace, options, overhead.of(cluster))
     return Validation(
-        live=summarize(records, num_planned=len(trace.requests)),
-        simulated=summarize(simulated),
+        live=_after(num_rehearsed, records),
+        simulated=_after(num_rehearsed, simulated.records),
+        num_rehearsed=num_rehearsed,
         overhead=overhead,
         live_busy_seconds=busy,
-        simulated_busy_seconds=simulated_busy,
+        simulated_busy_seconds=sum(
+            worker.busy_seconds - worker.num_steps * overhead.turn_seconds
+            for worker in simulated.workers
+        ),
     )
 
 
-def probe_trace() -> Trace:
-    """Requests so short and so far apart that what they take is mostly the way to the worker."""
-    requests = tuple(
-        TraceRequest(
-            index=i,
-            line=i + 1,
-            at=i * PROBE_SECONDS,
-            segments=(Segment(i, PROBE_TOKENS),),
-            output_tokens=PROBE_OUTPUT_TOKENS,
+def rehearsal_length(num_requests: int) -> int:
+    """How many of the first requests the overhead is measured on.
+
+    Raises:
+        ConfigError: too few for that.
+    """
+    num_rehearsed = num_requests // REHEARSED
+    if num_rehearsed <= NUM_COLD:
+        least = REHEARSED * (NUM_COLD + 1)
+        raise ConfigError(
+            f"--requests must be at least {least}, not {num_requests}: a third is the rehearsal"
         )
-        for i in range(NUM_PROBES)
-    )
-    return Trace(name="probes", format="preble", salt=0, block_tokens=0, requests=requests)
+    return num_rehearsed
 
 
 def measured_overhead(
     live: Sequence[RequestRecord], simulated: Callable[[Overhead], Sequence[RequestRecord]]
 ) -> Overhead:
-    """What makes the simulated probes take as long as the live ones: per token, and to the first.
+    """What gives simulated requests the live ones' mean time per token, and to the first.
 
     Args:
-        live: of the probes.
+        live: of the rehearsal.
         simulated: of the same, with so much overhead.
     """
-    bare = simulated(Overhead(0.0, 0.0))
-    turn = max(0.0, _median(live, _tpot) - _median(bare, _tpot))
-    step = _median(simulated(Overhead(turn, 0.0)), _ttft)
-    return Overhead(turn, max(0.0, 0.5 * (_median(live, _ttft) - step)))
+    found = Overhead(0.0, 0.0)
+    for _ in range(NUM_ROUNDS):
+        records = simulated(found)
+        turn = found.turn_seconds + _mean_gap(live) - _mean_gap(records)
+        wire = found.wire_seconds + 0.5 * (_mean_ttft(live) - _mean_ttft(records))
+        found = Overhead(max(0.0, turn), max(0.0, wire))
+    return found
 
 
-def _median(records: Sequence[RequestRecord], of: Callable[[RequestRecord], float | None]) -> float:
-    warm = (of(record) for record in records if record.index >= WARM_PROBES)
-    return statistics.median(value for value in warm if value is not None)
+def _mean_ttft(records: Sequence[RequestRecord]) -> float:
+    return fmean(r.first_at - r.sent_at for r in records if r.first_at and r.index >= NUM_COLD)
 
 
-def _ttft(record: RequestRecord) -> float | None:
-    return None if record.first_at is None else record.first_at - record.sent_at
+def _mean_gap(records: Sequence[RequestRecord]) -> float:
+    """Between two tokens, each gap counted alike."""
+    spans = [
+        (r.last_at - r.first_at, r.output_tokens - 1)
+        for r in records
+        if r.first_at is not None and r.last_at is not None and r.index >= NUM_COLD
+    ]
+    return sum(seconds for seconds, _ in spans) / max(1, sum(gaps for _, gaps in spans))
 
 
-def _tpot(record: RequestRecord) -> float | None:
-    if record.first_at is None or record.last_at is None or record.output_tokens < 2:
-        return None
-    return (record.last_at - record.first_at) / (record.output_tokens - 1)
+def _after(num_rehearsed: int, records: Sequence[RequestRecord]) -> Report:
+    return summarize([record for record in records if record.index >= num_rehearsed])
 
 
 async def _records(options: ReplayOptions, trace: Trace) -> list[RequestRecord]:
@@ -138,10 +154,9 @@ async def _records(options: ReplayOptions, trace: Trace) -> list[RequestRecord]:
 
 def _simulated(
     trace: Trace, options: ReplayOptions, cluster: SimulationOptions
-) -> tuple[list[RequestRecord], float]:
+) -> SimulationResult:
     arrivals = arrival_times(trace.requests, options)
-    result = simulate(trace.requests, cluster, arrivals=arrivals, salt=trace.salt)
-    return result.records, sum(worker.busy_seconds for worker in result.workers)
+    return simulate(trace.requests, cluster, arrivals=arrivals, salt=trace.salt)
 
 
 async def _busy_seconds(grpc_address: str) -> float:

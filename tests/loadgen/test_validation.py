@@ -1,49 +1,55 @@
-"""A live run beside a simulated one: what is measured beforehand, and what is said."""
+"""A live run beside a simulated one: what the rehearsal tells, and what is said."""
 
 from dataclasses import replace
 
 import pytest
 from simulator_helpers import COST
 
+from preble.errors import ConfigError
 from preble_loadgen.report import RequestRecord, summarize
 from preble_loadgen.simulator import SimulationOptions, simulate
-from preble_loadgen.validation import Overhead, Validation, measured_overhead, probe_trace
+from preble_loadgen.validation import Overhead, Validation, measured_overhead, rehearsal_length
 from preble_loadgen.validation_text import agrees, as_markdown, rows
+from preble_loadgen.workloads import WorkloadOptions, make_workload
 
 CLUSTER = SimulationOptions(cost=COST, num_workers=2, wire_seconds=0.0, report_seconds=0.0)
+REHEARSAL = make_workload("tool_use", WorkloadOptions(requests=40, workers=2, seed=3))
+AT = [0.4 * i for i in range(len(REHEARSAL.requests))]
 
 
-def probed(overhead: Overhead) -> list[RequestRecord]:
-    return simulate(probe_trace().requests, overhead.of(CLUSTER)).records
+def rehearsed(overhead: Overhead) -> list[RequestRecord]:
+    return simulate(REHEARSAL.requests, overhead.of(CLUSTER), arrivals=AT).records
 
 
 def test_the_overhead_of_a_live_cluster_is_found() -> None:
-    """The pretend live cluster is the simulator with a known overhead."""
+    """The pretend live cluster is the simulator with a known overhead, and has queues."""
     truth = Overhead(turn_seconds=1.5e-3, wire_seconds=4e-3)
-    found = measured_overhead(probed(truth), probed)
-    assert found.turn_seconds == pytest.approx(truth.turn_seconds, rel=1e-6)
-    assert found.wire_seconds == pytest.approx(truth.wire_seconds, rel=1e-6)
+    found = measured_overhead(rehearsed(truth), rehearsed)
+    assert found.turn_seconds == pytest.approx(truth.turn_seconds, rel=0.02)
+    assert found.wire_seconds == pytest.approx(truth.wire_seconds, rel=0.05)
 
 
-def test_first_probes_that_find_cold_code_do_not_count() -> None:
+def test_first_requests_that_find_cold_code_do_not_count() -> None:
     truth = Overhead(turn_seconds=1e-3, wire_seconds=2e-3)
     live = [
         replace(r, first_at=(r.first_at or 0.0) + 0.2, last_at=(r.last_at or 0.0) + 0.9)
         if r.index < 10
         else r
-        for r in probed(truth)
+        for r in rehearsed(truth)
     ]
-    assert measured_overhead(live, probed).turn_seconds == pytest.approx(1e-3, rel=1e-6)
+    assert measured_overhead(live, rehearsed).turn_seconds == pytest.approx(1e-3, rel=0.02)
 
 
 def test_a_cluster_faster_than_its_cost_model_has_no_overhead() -> None:
     fast = replace(CLUSTER, cost=replace(COST, fixed=0.5 * COST.fixed))
-    live = simulate(probe_trace().requests, fast).records
-    assert measured_overhead(live, probed) == Overhead(0.0, 0.0)
+    live = simulate(REHEARSAL.requests, fast, arrivals=AT).records
+    assert measured_overhead(live, rehearsed) == Overhead(0.0, 0.0)
 
 
-def test_probes_leave_nothing_in_the_cache() -> None:
-    assert all(record.cached_tokens == 0 for record in probed(Overhead(0.0, 0.0)))
+def test_too_few_requests_to_rehearse_are_refused() -> None:
+    assert rehearsal_length(33) == 11
+    with pytest.raises(ConfigError, match="at least 33, not 32"):
+        rehearsal_length(32)
 
 
 def records(*, ttft: float, e2e: float, cached: int, error: str = "") -> list[RequestRecord]:
@@ -70,6 +76,7 @@ def validation(simulated: list[RequestRecord]) -> Validation:
     return Validation(
         live=summarize(records(ttft=0.1, e2e=0.5, cached=600)),
         simulated=summarize(simulated),
+        num_rehearsed=20,
         overhead=Overhead(1e-3, 2e-3),
         live_busy_seconds=2.0,
         simulated_busy_seconds=1.8,
