@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check proto bench fuzz tournament scheduling-study clean \
+.PHONY: help setup serve test check demo proto bench fuzz tournament scheduling-study clean \
 	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order
 
 help:  ## List these verbs.
@@ -29,6 +29,9 @@ $(READY): pyproject.toml constraints.txt
 
 serve: $(READY)  ## Bring up WORKERS=2 workers and the router on MODEL=demo; Ctrl-C ends all.
 	@$(BIN)/preble serve $(MODEL) --workers $(WORKERS)
+
+demo: $(READY)  ## Three routing policies on 4 live simulated workers, compared in two minutes.
+	$(BIN)/preble demo
 
 test: $(READY)  ## Run all tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -15,6 +15,7 @@ from preble.errors import ConfigError, PrebleError
 
 COMMANDS = {
     "serve": "Bring up a router and its workers, here or on Ray.",
+    "demo": "Compare policies on simulated workers, live, in two minutes.",
     "router": "Run a router in the foreground.",
     "worker": "Run a worker in the foreground.",
     "status": "Show the workers of a running cluster.",

@@ -97,6 +97,18 @@ async def serve_in_foreground(cluster: Cluster, settings: ServeSettings, model_p
     return 0
 
 
+async def until_ready(cluster: Cluster, *, seconds: float) -> None:
+    """Polls until every worker is ready.
+
+    Raises:
+        PrebleError: a part failed for good.
+        TimeoutError: it took longer than `seconds`.
+    """
+    async with asyncio.timeout(seconds):
+        while not (await _progress(cluster)).ready:  # noqa: ASYNC110 - processes tell nobody
+            await asyncio.sleep(POLL_SECONDS)
+
+
 async def _until_ready(
     cluster: Cluster, settings: ServeSettings, asked_to_stop: asyncio.Event
 ) -> bool:

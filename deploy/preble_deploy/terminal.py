@@ -14,15 +14,6 @@ from rich.text import Text
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta")
 
 
-TABLE_COLUMNS = 120
-
-
-def wide_console() -> Console:
-    """Standard output for tables: rows are never folded, since scripts read them too."""
-    console = Console()
-    return console if console.width >= TABLE_COLUMNS else Console(width=TABLE_COLUMNS)
-
-
 class Terminal:
     """Prints, and goes on without printing once the reader has gone away."""
 

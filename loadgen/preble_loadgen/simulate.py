@@ -29,10 +29,10 @@ from preble_loadgen.scaling import prompt_tokens
 from preble_loadgen.simulation_cells import CellResult, Load, run_cells
 from preble_loadgen.simulator import SimulationOptions
 from preble_loadgen.traces import Trace
+from preble_loadgen.wide_console import wide_console
 from preble_worker.config import NO_TIERS
 
 EXIT_FAILURES = 1
-TABLE_COLUMNS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def run_simulate(options: SimulateOptions) -> int:
         console = Console(stderr=True)
         console.print(_introduction(options, trace, arrivals), highlight=False)
         cells = _run(options, Load(trace.requests, arrivals, trace.salt), console)
-        _print(_wide_console(), cells, has_tiers=options.cluster.tiers != NO_TIERS)
+        _print(wide_console(), cells, has_tiers=options.cluster.tiers != NO_TIERS)
         _write(files, options, trace, cells)
     return EXIT_FAILURES if any(cell.report.num_failed for cell in cells) else 0
 
@@ -133,12 +133,6 @@ def _introduction(options: SimulateOptions, trace: Trace, arrivals: Sequence[flo
     if trace.num_skipped:
         lines.append(f"{trace.num_skipped:,} bad lines skipped; {trace.first_skipped}")
     return "\n".join(lines)
-
-
-def _wide_console() -> Console:
-    """Rows are never folded, since scripts read them too."""
-    console = Console()
-    return console if console.width >= TABLE_COLUMNS else Console(width=TABLE_COLUMNS)
 
 
 def _print(console: Console, cells: Sequence[_Cell], *, has_tiers: bool) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from preble_deploy import options
-from preble_deploy.terminal import wide_console
 from preble_deploy.trace_settings import AnalyzeSettings
+from preble_loadgen.wide_console import wide_console
 
 
 def run(settings: AnalyzeSettings) -> int:

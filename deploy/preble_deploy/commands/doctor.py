@@ -23,7 +23,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 def run(settings: DoctorSettings) -> int:
     """Prints the findings as they come."""
     from preble_deploy.doctor import Level, examine
-    from preble_deploy.terminal import wide_console
+    from preble_loadgen.wide_console import wide_console
 
     logging.basicConfig(level=logging.CRITICAL)
     console = wide_console()

@@ -21,7 +21,7 @@ from preble.results import RouteExplanation
 from preble_deploy import options
 from preble_deploy.client_settings import RouteSettings
 from preble_deploy.connect import connected, plain
-from preble_deploy.terminal import wide_console
+from preble_loadgen.wide_console import wide_console
 
 
 def run(settings: RouteSettings) -> int:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from preble_loadgen.validation import Validation
 
 STARTUP_SECONDS = 120.0
-POLL_SECONDS = 0.2
 
 
 def run(settings: ValidateSettings) -> int:
@@ -72,13 +71,14 @@ def _trace(settings: ValidateSettings) -> "Trace":
 
 
 async def _validate(settings: ValidateSettings, trace: "Trace") -> "Validation":
+    from preble_deploy.cluster import until_ready
     from preble_loadgen.replay_options import ReplayOptions
     from preble_loadgen.validation import validate
 
     cluster = _live(settings)
     try:
         await cluster.start()
-        await _until_ready(cluster)
+        await until_ready(cluster, seconds=STARTUP_SECONDS)
         return await validate(
             ReplayOptions(
                 trace=settings.trace or Path(settings.workload),
@@ -108,12 +108,6 @@ def _live(settings: ValidateSettings) -> "LocalCluster":
         | {"port": 0, "device": "cpu", "log_level": "warning"}
     )
     return LocalCluster(serving, resolve_model(settings.model))
-
-
-async def _until_ready(cluster: "LocalCluster") -> None:
-    async with asyncio.timeout(STARTUP_SECONDS):
-        while not (await cluster.progress()).ready:  # noqa: ASYNC110 - processes tell nobody
-            await asyncio.sleep(POLL_SECONDS)
 
 
 def _simulated(settings: ValidateSettings) -> "SimulationOptions":

@@ -29,8 +29,8 @@ from rich.table import Table
 
 from preble.errors import ConfigError
 from preble_deploy import options
-from preble_deploy.terminal import wide_console
 from preble_deploy.trace_settings import WorkloadSettings
+from preble_loadgen.wide_console import wide_console
 
 if TYPE_CHECKING:
     from preble_loadgen.workloads import WorkloadOptions
