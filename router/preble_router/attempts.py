@@ -10,8 +10,7 @@ one is sent prompt and delivered output, so that the client's stream goes on whe
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterable
-from time import monotonic
+from collections.abc import Callable, Iterable
 
 from preble.errors import (
     DeadlineExceeded,
@@ -58,6 +57,7 @@ class Attempts:
         *,
         forecasts: LengthForecasts,
         takeover_seconds: float,
+        clock: Callable[[], float],
     ) -> None:
         self.forecasts = forecasts
         self.live: dict[str, Generation] = {}
@@ -72,6 +72,7 @@ class Attempts:
         self._scheduler = scheduler
         self._membership = membership
         self._takeover_seconds = takeover_seconds
+        self._clock = clock
         self._give_up_at: dict[str, float] = {}  # of live requests that need another worker
 
     def start(self, generation: Generation, now: float) -> None:
@@ -309,7 +310,7 @@ class Attempts:
                 RequestFinished(generation.request_id, generation.attempt, output_tokens)
                 if ended_well
                 else RequestFailed(generation.request_id, generation.attempt),
-                now=monotonic(),
+                now=self._clock(),
             )
         if generation.is_complete or end in (FinishReason.STOP, FinishReason.LENGTH):
             self._learn(generation)

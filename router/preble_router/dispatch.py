@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
@@ -27,6 +28,7 @@ from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble_router.attempts import Attempts, needed_tokens, too_long, worker_gone
 from preble_router.config import RouterConfig
+from preble_router.dial import Dial, grpc_dial
 from preble_router.generation import Delta, Generation, GenerationRequest
 from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
@@ -58,6 +60,10 @@ class Dispatcher:
     """Owns the scheduler's books, the workers' links and every live request.
 
     Make it in the event loop that it shall live in; all methods belong to that loop's thread.
+
+    Args:
+        clock: seconds; deadlines of requests are on it. It keeps pace with the event loop's time.
+        dial: how links reach workers; None for gRPC as the configuration says.
     """
 
     def __init__(
@@ -68,21 +74,31 @@ class Dispatcher:
         rng: random.Random | None = None,
         forecasts: LengthForecasts | None = None,
         takeover_seconds: float = TAKEOVER_SECONDS,
+        clock: Callable[[], float] = monotonic,
+        dial: Dial | None = None,
     ) -> None:
         self.config = config
         self.scheduler = scheduler
-        self.membership = Membership(config, self, rng=rng or random.Random())
+        self._clock = clock
+        self.membership = Membership(
+            config,
+            self,
+            rng=rng or random.Random(),
+            clock=clock,
+            dial=dial or grpc_dial(token=config.worker_token, ca=config.worker_ca),
+        )
         self.attempts = Attempts(
             config,
             scheduler,
             self.membership,
             forecasts=forecasts or LengthForecasts(),
             takeover_seconds=takeover_seconds,
+            clock=clock,
         )
         self._steps = Steps(config, scheduler, self.membership, self.attempts)
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
         self._accepting = True
-        self._opened_at = monotonic()
+        self._opened_at = self._clock()
         self._ticking: asyncio.Task[None] | None = None
 
     # Life
@@ -114,7 +130,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             try:
-                self._tick(monotonic())
+                self._tick(self._clock())
             except Exception:
                 _log.exception("a tick of the dispatcher failed")
 
@@ -160,7 +176,7 @@ class Dispatcher:
             DeadlineExceeded: the deadline has passed already.
             PoisonedRequest: workers failed each time such a request ran on them.
         """
-        now = monotonic()
+        now = self._clock()
         deadline_at = self.config.deadline(request.deadline_at, now=now)
         if deadline_at != request.deadline_at:
             request = replace(request, deadline_at=deadline_at)
@@ -176,7 +192,7 @@ class Dispatcher:
     def check_admission(self, *, deadline_at: float | None = None) -> None:
         """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any."""
         self._check_room()
-        now = monotonic()
+        now = self._clock()
         times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
         if known := [at for at in times if at is not None]:
             self.scheduler.check_wait(latest_at=min(known), now=now)
@@ -194,7 +210,7 @@ class Dispatcher:
             namespace=namespace,
             predicted_output_tokens=self.attempts.forecasts.predict(prompt),
         )
-        return self.scheduler.explain(route, now=monotonic())
+        return self.scheduler.explain(route, now=self._clock())
 
     def _check(self, request: GenerationRequest, now: float) -> None:
         if not self._accepting:
@@ -240,8 +256,8 @@ class Dispatcher:
             self.scheduler,
             self.attempts,
             num_live=self.num_live,
-            uptime_seconds=monotonic() - self._opened_at,
-            now=monotonic(),
+            uptime_seconds=self._clock() - self._opened_at,
+            now=self._clock(),
         )
 
     def add_worker(self, address: str) -> None:
@@ -273,13 +289,13 @@ class Dispatcher:
             )
         session = self.membership.session(worker_id)
         session.drain(deadline_seconds=deadline_seconds)
-        self._steps.mark_draining(session, monotonic())
+        self._steps.mark_draining(session, self._clock())
         if deadline_seconds is not None:
             asyncio.get_running_loop().call_later(deadline_seconds, self._empty, session)
 
     def _empty(self, session: Session) -> None:
         """The deadline of its drain: what can go on elsewhere does."""
-        now = monotonic()
+        now = self._clock()
         for generation in list(session.live.values()):
             self.attempts.leave_draining(generation, now)
 
@@ -291,15 +307,15 @@ class Dispatcher:
 
     def worker_joined(self, session: Session) -> None:
         """The scheduler learns of it."""
-        self.scheduler.observe(WorkerJoined(session.spec), now=monotonic())
+        self.scheduler.observe(WorkerJoined(session.spec), now=self._clock())
 
     def worker_ready(self, session: Session) -> None:
         """Requests may go there."""
-        self.attempts.retry_waiting(monotonic())
+        self.attempts.retry_waiting(self._clock())
 
     def worker_lost(self, session: Session, reason: str) -> None:
         """Its requests go elsewhere."""
-        now = monotonic()
+        now = self._clock()
         broken = list(session.live.values())
         if not session.draining:
             self._blame(session, broken, now)
@@ -320,7 +336,7 @@ class Dispatcher:
 
     def worker_silent(self, session: Session) -> None:
         """Its requests go elsewhere if there is an elsewhere."""
-        now = monotonic()
+        now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, True), now=now)
         running = list(session.live.values())
         self._blame(session, running, now)
@@ -329,22 +345,22 @@ class Dispatcher:
 
     def worker_lags(self, session: Session) -> None:
         """What waits there for too long goes elsewhere, if there is an elsewhere."""
-        now = monotonic()
+        now = self._clock()
         for generation in list(session.live.values()):
             if now - generation.placed_at > self.config.silence_seconds:
                 self.attempts.leave_silent(generation, now)
 
     def worker_speaks(self, session: Session) -> None:
         """What still waits on it goes on there; what waits elsewhere may come."""
-        now = monotonic()
+        now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, False), now=now)
         self.attempts.stay(session)
         self.attempts.retry_waiting(now)
 
     def worker_snapshot(self, session: Session, snapshot: CacheSnapshot) -> None:
         """The tree follows."""
-        self.scheduler.observe(SnapshotReceived(session.worker_id, snapshot), now=monotonic())
+        self.scheduler.observe(SnapshotReceived(session.worker_id, snapshot), now=self._clock())
 
     def worker_step(self, session: Session, step: pb.StepOutput) -> None:
         """Outputs and facts. Raises `PeerError` when an output is not where it must be."""
-        self._steps.take(session, step, monotonic())
+        self._steps.take(session, step, self._clock())

@@ -10,14 +10,15 @@ Addresses come from the configuration (kept for ever) or from workers that annou
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Protocol
 
 from preble.errors import WorkerNotFound
 from preble.events import CacheSnapshot
 from preble.v1 import worker_pb2 as pb
 from preble_router.config import RouterConfig
+from preble_router.dial import Dial
 from preble_router.liveness import Change
 from preble_router.session import Session
 from preble_router.worker_link import LinkOptions, LinkRejected, WorkerLink
@@ -78,15 +79,20 @@ class Membership:
     """Owns the links. All methods belong to the event loop's thread."""
 
     def __init__(
-        self, config: RouterConfig, listener: MembershipListener, *, rng: random.Random
+        self,
+        config: RouterConfig,
+        listener: MembershipListener,
+        *,
+        rng: random.Random,
+        clock: Callable[[], float],
+        dial: Dial,
     ) -> None:
         self.sessions: dict[str, Session] = {}
         self.members: dict[str, Member] = {}
         self._config = config
         self._listener = listener
-        self._options = LinkOptions(
-            router_id=config.router_id, token=config.worker_token, ca=config.worker_ca
-        )
+        self._clock = clock
+        self._options = LinkOptions(router_id=config.router_id, dial=dial, clock=clock)
         self._rng = rng
         self._removed_epochs: dict[str, int] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -105,7 +111,7 @@ class Membership:
                 member.link.retry_now()
             return
         link = WorkerLink(address, self, self._options, rng=self._rng)
-        self.members[address] = Member(address, link, static, unreachable_at=monotonic())
+        self.members[address] = Member(address, link, static, unreachable_at=self._clock())
 
     def remove(self, worker_id: str) -> None:
         """Forget a worker and take nothing more from this process of it.
@@ -138,7 +144,7 @@ class Membership:
 
     def check(self) -> None:
         """Call a few times a second: notices silence, forgets who stays away."""
-        now = monotonic()
+        now = self._clock()
         for session in list(self.sessions.values()):
             if session.liveness.check(now=now) is Change.SUSPECT:
                 _log.warning("worker %s has gone silent", session.worker_id)
@@ -199,7 +205,7 @@ class Membership:
             hello,
             link.send,
             silence_seconds=self._config.silence_seconds,
-            now=monotonic(),
+            now=self._clock(),
         )
         self._admit(session)
         self._listener.worker_joined(session)
@@ -232,7 +238,7 @@ class Membership:
 
     def _hear(self, session: Session, *, next_step_seconds: float = 0.0) -> None:
         """The step loop has spoken."""
-        change = session.liveness.heard(next_step_seconds=next_step_seconds, now=monotonic())
+        change = session.liveness.heard(next_step_seconds=next_step_seconds, now=self._clock())
         if change is Change.BACK:
             _log.info("worker %s speaks again", session.worker_id)
             session.renew()
@@ -278,7 +284,7 @@ class Membership:
         del self.sessions[session.worker_id]
         member = self.members[session.address]
         member.session = None
-        member.unreachable_at = monotonic()
+        member.unreachable_at = self._clock()
         member.link.drop()
         self.count_ready()
         self._listener.worker_lost(session, reason)

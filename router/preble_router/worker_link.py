@@ -1,7 +1,6 @@
 """The stream to one worker address: connects, introduces itself, listens, and tries again.
 
     pause -> connect -> Attach -> Hello -> CacheSnapshot, StepOutput ... -> end -> pause
-             (each connection has its own channel: no state of a failed one survives)
 
 What the messages mean is the listener's business.
 """
@@ -9,22 +8,19 @@ What the messages mean is the listener's business.
 import asyncio
 import logging
 import random
-import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import grpc
 import grpc.aio
 
 from preble.errors import PeerError
 from preble.events import CacheSnapshot
-from preble.transport import aio_channel, bearer
 from preble.v1 import worker_pb2 as pb
-from preble.v1 import worker_pb2_grpc
 from preble.wire import snapshot_from_wire
+from preble_router.dial import Connection, Dial, LinkCall
 from preble_router.session import Session
 
 _log = logging.getLogger(__name__)
@@ -61,11 +57,11 @@ class LinkListener(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkOptions:
-    """How this router introduces itself to workers."""
+    """As which router, through what and by which clock (seconds) all links work."""
 
     router_id: str
-    token: str = ""
-    ca: Path | None = None
+    dial: Dial
+    clock: Callable[[], float]
 
 
 class Backoff:
@@ -99,7 +95,7 @@ class WorkerLink:
         self._outbox: deque[pb.RouterMessage] = deque()
         self._outbox_filled = asyncio.Event()
         self._retry = asyncio.Event()
-        self._call: Any = None
+        self._call: LinkCall | None = None
         self._session: Session | None = None
         self._last_failure = ""
         self._task = asyncio.create_task(self._run(), name=f"link to {address}")
@@ -148,9 +144,8 @@ class WorkerLink:
     async def _connect(self) -> str:
         """One connection from dialling to its end; the answer says why it ended."""
         self._outbox.clear()
-        channel = aio_channel(self.address, ca=self._options.ca)
-        stub = worker_pb2_grpc.WorkerStub(channel)
-        self._call = call = stub.Link(metadata=bearer(self._options.token))
+        connection = self._options.dial(self.address)
+        self._call = call = connection.call
         self.send(pb.RouterMessage(attach=pb.Attach(router_id=self._options.router_id)))
         writer = asyncio.create_task(self._write(call), name=f"writes to {self.address}")
         reason = "the worker closed the stream"
@@ -171,13 +166,13 @@ class WorkerLink:
             self._call = None
             session, self._session = self._session, None
             if session is not None:
-                if time.monotonic() - session.linked_at > _SETTLED_SECONDS:
+                if self._options.clock() - session.linked_at > _SETTLED_SECONDS:
                     self._backoff.reset()
                 self._listener.link_down(session, reason)
-            await _close(call, writer, channel)
+            await _close(connection, writer)
         return reason
 
-    async def _listen(self, call: Any) -> None:
+    async def _listen(self, call: LinkCall) -> None:
         async with asyncio.timeout(HELLO_SECONDS):
             first = await call.read()
         if first is grpc.aio.EOF:
@@ -201,7 +196,7 @@ class WorkerLink:
             else:
                 raise PeerError(f"unexpected message {kind!r} from the worker")
 
-    async def _write(self, call: Any) -> None:
+    async def _write(self, call: LinkCall) -> None:
         """Sends what is queued, in order; the reader learns why a stream broke."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
@@ -211,14 +206,14 @@ class WorkerLink:
                 await self._outbox_filled.wait()
 
 
-async def _close(call: Any, writer: asyncio.Task[None], channel: Any) -> None:
+async def _close(connection: Connection, writer: asyncio.Task[None]) -> None:
     """Leaving a stream does not end it: cancel it, then wait until nothing of it is left."""
-    call.cancel()
+    connection.call.cancel()
     writer.cancel()
     try:
         await asyncio.wait([writer])
     finally:
-        await channel.close()
+        await connection.close()
 
 
 def _describe(error: BaseException) -> str:

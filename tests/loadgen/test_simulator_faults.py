@@ -11,7 +11,7 @@ from preble.errors import ConfigError
 from preble_loadgen.simulator import Fault, SimulationResult, parse_fault
 from preble_router import dispatch
 from preble_router.config import RouterConfig
-from preble_worker import engine_loop
+from preble_worker import step_loop
 
 
 def errors(result: SimulationResult) -> list[str]:
@@ -122,9 +122,9 @@ def test_what_is_no_fault_is_refused(text: str) -> None:
 
 def test_the_drivers_keep_productions_times() -> None:
     assert simulated_router.TICK_SECONDS == dispatch.TICK_SECONDS
-    assert simulated_worker.HEARTBEAT_SECONDS == engine_loop.HEARTBEAT_SECONDS
-    assert simulated_worker.LONG_STEP_SECONDS == engine_loop.LONG_STEP_SECONDS
-    assert simulated_worker.STARVED_WAIT_SECONDS == engine_loop.STARVED_WAIT_SECONDS
+    assert simulated_worker.HEARTBEAT_SECONDS == step_loop.HEARTBEAT_SECONDS
+    assert simulated_worker.LONG_STEP_SECONDS == step_loop.LONG_STEP_SECONDS
+    assert simulated_worker.STARVED_WAIT_SECONDS == step_loop.STARVED_WAIT_SECONDS
     simulated, real = options(), RouterConfig(model="", model_path=Path())
     assert simulated.silence_seconds == real.silence_seconds
     assert simulated.max_attempts == real.max_attempts

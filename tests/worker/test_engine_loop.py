@@ -10,7 +10,7 @@ from worker_link_helpers import COST, VOCAB_SIZE, prompt_of, simulated
 
 from preble.page_keys import unpack_tokens
 from preble.types import FinishReason, Phase, RequestOutput, SamplingParams, WorkerRequest
-from preble_worker import engine_loop
+from preble_worker import engine_loop, step_loop
 from preble_worker.engine_loop import EngineLoop
 from preble_worker.loop_messages import (
     Cancel,
@@ -151,12 +151,12 @@ def test_a_request_cancelled_during_a_step_is_in_no_later_one(make_bench):
 
 
 def test_an_idle_loop_wakes_at_once_and_beats(make_bench, monkeypatch):
-    monkeypatch.setattr(engine_loop, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(step_loop, "HEARTBEAT_SECONDS", 0.02)
     bench = make_bench(gated=False)
     beats = [bench.next() for _ in range(3)]
     assert all(b == beats[0] for b in beats)
     assert (beats[0].step, beats[0].phase, beats[0].step_seconds) == (0, Phase.IDLE, 0.0)
-    monkeypatch.setattr(engine_loop, "HEARTBEAT_SECONDS", 1e6)
+    monkeypatch.setattr(step_loop, "HEARTBEAT_SECONDS", 1e6)
     bench.loop.post(Submit(request("a", max_tokens=1)))
     assert bench.ends("a").finish_reason is FinishReason.LENGTH
 
@@ -173,7 +173,7 @@ def test_a_long_step_is_announced_before_it_runs(make_bench):
 
 
 def test_a_device_slower_than_its_cost_model_is_believed_by_its_pace(make_bench, monkeypatch):
-    monkeypatch.setattr(engine_loop, "LONG_STEP_SECONDS", 0.05)
+    monkeypatch.setattr(step_loop, "LONG_STEP_SECONDS", 0.05)
     slow = threading.Event()
     bench = make_bench(gated=False, sleep=lambda _: slow.wait(0.1), cost=replace(COST, fixed=0.01))
     bench.loop.post(Submit(request("a", max_tokens=6)))

@@ -57,6 +57,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         post: hands commands to the engine loop.
         drain: called with the deadline in seconds, None for the worker's own, when a router asks
             for it.
+        clock: seconds; deadlines of submitted requests are on it.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         *,
         post: Post,
         drain: Callable[[float | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hello = hello
         self._post = post
         self._drain = drain
+        self._clock = clock
         self._book = RequestBook()
         self._messages = StepMessages(self._book)
         self._links: dict[int, RouterLink] = {}
@@ -135,7 +138,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             )
             raise AssertionError("abort raises")
         link = RouterLink(
-            next(self._numbers), router_id=first.attach.router_id, peer=context.peer()
+            next(self._numbers),
+            router_id=first.attach.router_id,
+            peer=context.peer(),
+            clock=self._clock,
         )
         self._links[link.number] = link
         link.put(pb.WorkerMessage(hello=self._hello))
@@ -186,7 +192,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 log.warning("%s sent %s, ignored", link, other or "an unknown message")
 
     def _submit(self, link: RouterLink, message: pb.Submit) -> None:
-        request = submit_from_wire(message, now=time.monotonic())
+        request = submit_from_wire(message, now=self._clock())
         admission = self._book.admit(link.number, request)
         if admission is None:
             log.warning("%s sent attempt %d of %s again", link, request.attempt, request.request_id)
