@@ -61,7 +61,8 @@ def _opened(stack: ExitStack, path: Path | None) -> TextIO | None:
 
 def circumstances(secret: str = "") -> dict[str, Any]:
     """The command without `secret`, the date and the versions: what a reader of figures asks."""
-    command = shlex.join(sys.argv)
+    # Where the program lies says nothing to whoever repeats the run elsewhere.
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "command": command.replace(secret, "***") if secret else command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
