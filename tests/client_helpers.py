@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -59,6 +59,8 @@ class FakeRouter(InferenceServicer, ClusterServicer):
     cancelled: threading.Event = field(default_factory=threading.Event)
     deadlines: list[float | None] = field(default_factory=list)
     worker_calls: list[Any] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    """Of worker-1 at the next looks at the cluster, one each; then that of `SPEC`."""
 
     async def Generate(
         self, request: inference.GenerateRequest, context: Any
@@ -126,10 +128,11 @@ class FakeRouter(InferenceServicer, ClusterServicer):
     async def GetCluster(
         self, request: cluster.GetClusterRequest, context: Any
     ) -> cluster.GetClusterResponse:
+        spec = replace(SPEC, epoch=self.epochs.pop(0)) if self.epochs else SPEC
         ready = cluster.WorkerStatus(
             address="127.0.0.1:9",
             state=cluster.WORKER_STATE_READY,
-            hello=wire.hello_to_wire(SPEC, version="0.1.0", engine="simulated"),
+            hello=wire.hello_to_wire(spec, version="0.1.0", engine="simulated"),
             load=wire.load_to_wire(LoadReport(num_running=3)),
             held_pages=11,
             speed_ratio=1.5,

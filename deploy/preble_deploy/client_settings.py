@@ -72,6 +72,7 @@ class DrainSettings(ClientOptions):
     deadline: Annotated[
         float | None, Field(ge=0), Flag(metavar="SECONDS", default="the worker's --drain-seconds")
     ] = Field(None, description="Until what still runs there goes on elsewhere, from where it is.")
+    wait: bool = Field(False, description="Return when the worker has ended.")
 
 
 class ReplaySettings(TraceOptions):

@@ -133,6 +133,17 @@ def test_drain_tells_the_router_and_says_what_will_happen(
     assert slowly.worker_id == "w1" and not slowly.HasField("deadline_seconds")
 
 
+def test_drain_waits_until_the_worker_has_ended_even_if_it_is_started_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    router = FakeRouter(epochs=[3, 3, 3])
+    with serving(router) as address:
+        outcome = run_here(capsys, "drain", "worker-1", "--wait", "--router", address)
+        assert outcome.out == "preble: worker-1 has ended\n"
+        assert not router.epochs
+        assert run_here(capsys, "drain", "w0", "--wait", "--router", address).status == 0
+
+
 # Models
 
 
