@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from preble.events import CacheEvents, Evicted
+from preble.events import CacheEvent, CacheEvents, Evicted
 from preble.page_keys import KEY_BYTES, key_sum, pack_tokens, unpack_tokens
 from preble.types import FinishReason, RequestOutput, SamplingParams, WorkerRequest
 from preble_worker.batch import ALL_KV, Batch, Direction, Move, Upgrade
@@ -259,7 +259,10 @@ class CacheView:
     def apply(self, batch: CacheEvents) -> None:
         assert batch.seq == self.seq + 1
         self.seq = batch.seq
-        for event in batch.events:
+        self.follow(batch.events)
+
+    def follow(self, events: Iterable[CacheEvent]) -> None:
+        for event in events:
             if isinstance(event, Evicted):
                 self._evict(event.path, event.keep)
             else:
@@ -294,6 +297,7 @@ class Worker:
             self.config.num_pages, self.config.page_tokens, tiers=self.config.tiers
         )
         self.view = CacheView()
+        self.host_view = CacheView()
         self.now = 0.0
         self.step_seconds = step_seconds
         self.requests: dict[tuple[str, int], WorkerRequest] = {}
@@ -348,6 +352,7 @@ class Worker:
             self._receive(output)
         if outputs.cache is not None:
             self.view.apply(outputs.cache)
+            self.host_view.follow(outputs.cache.host_events)
         load = self.scheduler.load()
         assert (load.tree_pages, load.tree_key_sum) == (len(self.view.pages), self.view.key_sum)
 
@@ -375,6 +380,7 @@ class Worker:
         snapshot = self.scheduler.snapshot()
         assert snapshot.seq == self.view.seq
         assert CacheView(snapshot.paths).pages == self.view.pages
+        assert CacheView(snapshot.host_paths).pages == self.host_view.pages
 
     def output(self, request_id: str, attempt: int = 1) -> Received:
         return self.received[request_id, attempt]

@@ -101,7 +101,7 @@ def test_what_was_paid_for_is_there_when_its_owner_comes_back() -> None:
     worker.run()
     worker.assert_complete()
     totals = worker.scheduler.tier_totals
-    assert totals.swaps == 4 and totals.offloaded_pages == 6
+    assert totals.swaps == 4
     assert totals.uploaded_pages == 4  # The device's tree still had the other two.
 
 

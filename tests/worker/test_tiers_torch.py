@@ -28,6 +28,7 @@ from preble_deploy.demo_model import make_demo_model
 from preble_worker.batch import ALL_KV, Batch, Direction, Engine
 from preble_worker.config import TierConfig
 from preble_worker.loaded import LoadedEngine
+from preble_worker.scheduler import LocalScheduler
 from preble_worker.torch_engine import load_torch_engine
 
 PROMPTS = random_prompts(seed=7, num=16, shortest=20, longest=50)
@@ -73,12 +74,12 @@ def expected(model: Any) -> list[list[int]]:
 
 
 def short_of_pages(
-    directory: Path, *, measured: bool = False, **options: Any
+    directory: Path, *, measured: bool = False, num_pages: int = 14, **options: Any
 ) -> tuple[LoadedEngine, Counting]:
     """An engine under a scheduler with so few pages that requests lose theirs, and for which
     copying always pays unless it has `measured` its steps."""
     loaded = load(directory, kv_cache_tokens=2048, host_kv_tokens=4096, **options)
-    scheduler = replace(loaded.scheduler, num_pages=14, context_tokens=128)
+    scheduler = replace(loaded.scheduler, num_pages=num_pages, context_tokens=128)
     if not measured:
         tiers = replace(scheduler.tiers, cost=None)
         scheduler = replace(scheduler, tiers=tiers, cost=None)
@@ -92,11 +93,39 @@ def test_swapped_requests_go_on(
     directory: Path, expected: list[list[int]], caching: bool, copy_rate: float
 ) -> None:
     options = {"kv_tiers": ("host",), "copy_rate": copy_rate, "prefix_caching": caching}
-    loaded, counting = short_of_pages(directory, **options)
+    loaded, counting = short_of_pages(directory, num_pages=12, **options)
     served = serve(loaded, PROMPTS, greedy(NEW_TOKENS))
     assert served.tokens == expected
     assert served.preemptions > 0
     assert counting.pages[Direction.OFFLOAD] and counting.pages[Direction.UPLOAD]
+
+
+def few_prefixes() -> list[list[int]]:
+    """Prompts in turn behind five prefixes, which together are more than the cache."""
+    prefixes = random_prompts(seed=11, num=5, shortest=64, longest=64)
+    leaves = random_prompts(seed=12, num=16, shortest=5, longest=20)
+    return [prefixes[i % 5] + leaf for i, leaf in enumerate(leaves)]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "adaptive"])
+@pytest.mark.parametrize("copy_rate", [0.0, 1e7])
+def test_evicted_prefixes_come_back(
+    directory: Path, model: Any, copy_rate: float, policy: str
+) -> None:
+    """The tokens of transformers, without computing the prefixes again."""
+    prompts, computed = few_prefixes(), []
+    expected = generate(model, prompts, 8)
+    arrivals = [9 * (i - i % 2) for i in range(len(prompts))]
+    every: list[tuple[str, ...]] = [(), ("host",)]
+    for tiers in every:
+        options = {"kv_tiers": tiers, "copy_rate": copy_rate, "policy": policy}
+        loaded, counting = short_of_pages(directory, **options)
+        scheduler = LocalScheduler(loaded.scheduler, epoch=1)
+        served = serve(loaded, prompts, greedy(8), arrivals=arrivals, scheduler=scheduler)
+        assert served.tokens == expected
+        computed.append(counting.tokens)
+        assert (scheduler.load().loaded_tokens_total > 64) is bool(tiers)
+    assert computed[1] < 0.7 * computed[0]
 
 
 def test_swapping_saves_computing(directory: Path, expected: list[list[int]]) -> None:

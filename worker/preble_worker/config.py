@@ -90,15 +90,23 @@ class SchedulerConfig:
         return min(self.max_sequences, self.max_batch_tokens)
 
     @property
+    def host_capacity_tokens(self) -> int:
+        """Tokens that fit the host's pool."""
+        return self.tiers.host_pages * self.page_tokens
+
+    @property
+    def host_token_seconds(self) -> float:
+        """What a token's KV takes to cross, one way; 0 without the host's pool."""
+        return self.tiers.copy_seconds / self.page_tokens if self.tiers.host_pages else 0.0
+
+    @property
     def policy_options(self) -> PolicyOptions:
         """What the policy is made with."""
         return PolicyOptions(
             cost=self.cost or UNMEASURED,
             age_escape_seconds=self.age_escape_seconds,
             ttft_slo_seconds=self.ttft_slo_seconds,
-            swap_token_seconds=2.0 * self.tiers.copy_seconds / self.page_tokens
-            if self.tiers.host_pages
-            else inf,
+            swap_token_seconds=2.0 * self.host_token_seconds if self.tiers.host_pages else inf,
         )
 
 

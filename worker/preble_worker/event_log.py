@@ -33,11 +33,16 @@ class EventLog:
     def is_empty(self) -> bool:
         return not self._events
 
-    def drain(self) -> CacheEvents | None:
-        """The events since the last call as the next batch, None when there are none."""
-        if not self._events:
+    def take(self) -> tuple[CacheEvent, ...]:
+        """The events since the last call, without a number."""
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+    def drain(self, *, host: tuple[CacheEvent, ...] = ()) -> CacheEvents | None:
+        """The events since the last call, and those of the `host`, as the next batch; None when
+        there are none."""
+        if not self._events and not host:
             return None
         self.seq += 1
-        batch = CacheEvents(self.epoch, self.seq, tuple(self._events))
-        self._events.clear()
-        return batch
+        return CacheEvents(self.epoch, self.seq, self.take(), host)

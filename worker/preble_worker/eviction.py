@@ -59,6 +59,11 @@ def heat_at(now: float) -> float:
     return now / HALF_LIFE_SECONDS
 
 
+def last_use(heat: float) -> float:
+    """When a single use would have left such heat: the inverse of `heat_at`."""
+    return heat * HALF_LIFE_SECONDS
+
+
 def hotter(heat: float, use: float) -> float:
     """The heat after one more use: log2(2^heat + 2^use), without overflow."""
     return max(heat, use) + log2(1.0 + 2.0 ** -min(abs(heat - use), 1000.0))

@@ -4,8 +4,14 @@
        ▲                    │ start: pages of its own
        └──all copied── LOADING   some pages with each step, as many as cross while it computes
 
+    the device's tree ──evict──▶ on the host
+
 A request that comes back finds what the device's tree still has of it, then what the host has, and
-computes the rest; so it is a prefill like any other, and nothing depends on where its past was.
+computes the rest; so it is a prefill like any other, and nothing depends on where its past was. A
+new request finds the prefixes that others have left in the same way, in full precision.
+
+Of an evicted leaf the whole path is kept, so that what the host holds can be read from its begin.
+A page is written once for as long as it stays there, so that costs a prefix one copy.
 
 Copying is weighed against computing with the cost model, on the way out and again on the way in.
 """
@@ -14,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from preble_worker.batch import Batch, Direction, Move, predicted_seconds
 from preble_worker.config import SchedulerConfig
-from preble_worker.eviction import CacheNode
+from preble_worker.eviction import CacheNode, last_use
 from preble_worker.host_pages import HostPages, make_move
 from preble_worker.page_cache import PageArray, PageCache
 from preble_worker.sequence import Sequence
@@ -52,9 +58,17 @@ class HostTier:
         self._cache = cache
         self._slots = slots
         self._host = HostPages(config.tiers, config.page_tokens)
+        self._keeps_evicted = config.prefix_caching and not config.tiers.int8
+        if self._keeps_evicted:
+            cache.put_above(self._host.cache, self._keep)
         self._kept: dict[Sequence, CacheNode] = {}
         self._loads: list[_Load] = []
         self._moves: list[Move] = []
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that the host holds."""
+        return self._host.num_held
 
     @property
     def loading(self) -> list[Sequence]:
@@ -71,12 +85,35 @@ class HostTier:
             return
         self.totals.swaps += 1
         pages = self._slots.tables.pages[sequence.slot, :num_full]
-        move = self._host.offload(sequence, pages, now=now)
+        path = self._host.path(sequence, num_full)
+        self._begin_offload(self._host.offload(path, pages, seed=sequence.seed, now=now))
+        if not self._keeps_evicted:
+            self._host.cache.drain()  # Nobody else can use it, so nobody is told.
+        num_held = self._host.num_held_on(path)
+        self._kept[sequence], _ = self._host.pin(sequence, num_held, now=now)
+
+    def _keep(self, leaf: CacheNode) -> None:
+        """The device is about to evict pages of `leaf`: keep its path if that is worth it."""
+        cache = self._cache
+        num_pages = len(leaf.payload.pages)
+        path = cache.token_path(leaf)
+        num_before = len(path) // cache.page_bytes - 1 - num_pages
+        if self.swap_seconds(num_pages) >= self._compute_seconds(num_pages, num_before):
+            return
+        if self._host.num_held_on(path) == num_before + num_pages:
+            return
+        move = self._host.offload(
+            path,
+            cache.path_pages(leaf),
+            keys=cache.key_path(leaf),
+            now=last_use(leaf.payload.heat),
+        )
+        self._begin_offload(move)
+
+    def _begin_offload(self, move: Move | None) -> None:
         if move is not None:
             self.totals.offloaded_pages += len(move.host_pages)
             self._moves.append(move)
-        num_held = self._host.num_held_of(sequence, num_full)
-        self._kept[sequence], _ = self._host.pin(sequence, num_held, now=now)
 
     def release(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` no longer waits: what the host keeps of it may give way. While it waits that
@@ -146,10 +183,12 @@ class HostTier:
         there = [load for load in self._loads if load.num_moved == len(load.host_pages)]
         for load in there:
             self._end(load, now)
+            self._slots.share(load.sequence, now=now)
         return [load.sequence for load in there]
 
     def rush(self, *, now: float) -> Sequence | None:
-        """The first of the loading requests, whose other pages come in before the next step."""
+        """The first of the loading requests, whose other pages come in before the next step. They
+        can be shared when that has succeeded, like what it computes."""
         if not self._loads:
             return None
         load = self._loads[0]
@@ -163,12 +202,13 @@ class HostTier:
         self._loads.remove(load)
         self._host.unpin(load.node, now=now)
 
-    def forget(self) -> None:
+    def forget(self, *, now: float) -> None:
         """The engine failed: nobody knows what it copied."""
         assert not self._loads
         self._moves.clear()
-        self._kept.clear()
-        self._host = HostPages(self._config, self._page_tokens)
+        for sequence in list(self._kept):
+            self.release(sequence, now=now)
+        self._host.clear()
 
     def with_moves(self, batch: Batch) -> Batch:
         """`batch` with the copies that go with it."""
@@ -208,8 +248,10 @@ class HostTier:
         self._host.unpin(load.node, now=now)
         if self._host.int8:
             sequence.num_exact = sequence.num_held
-        sequence.num_computed += len(load.host_pages) * self._page_tokens
-        self._slots.share(sequence, now=now)
+        num_tokens = len(load.host_pages) * self._page_tokens
+        sequence.num_computed += num_tokens
+        if sequence.served_from_cache is None:
+            self.totals.loaded_tokens += num_tokens
 
     def check(self) -> None:
         assert all(load.num_moved <= len(load.host_pages) for load in self._loads)

@@ -31,4 +31,6 @@ def load_report(
         prompt_tokens_total=totals.prompt_tokens,
         cached_tokens_total=totals.cached_tokens,
         busy_seconds_total=totals.busy_seconds,
+        host_pages=running.host.num_pages if running.host else 0,
+        loaded_tokens_total=totals.tiers.loaded_tokens,
     )

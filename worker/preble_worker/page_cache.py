@@ -1,21 +1,21 @@
 """The worker's KV pages: a free list, and a prefix tree over those whose tokens are known.
 
     free ──allocate──▶ private to one request ──store──▶ in the tree, used or not ──evict──▶ free
-      ▲────────────────────free────────┘
+      ▲────────────────────free────────┘                               a copy ──▶ the cache below
 
 A path is the namespace's page followed by the tokens of full pages, so sharing is exact. A live
 request *pins* the node where the part of its path that is in the tree ends; ancestors of a pinned
 node are never leaves, so one reference keeps the whole path.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from preble.events import CacheEvents, CacheSnapshot
-from preble.page_keys import TOKEN_BYTES, key_sum, page_keys
+from preble.page_keys import KEY_BYTES, TOKEN_BYTES, key_sum, page_keys
 from preble.prefix_tree import PrefixTree
 from preble_worker.event_log import EventLog
 from preble_worker.eviction import CachedPages, CacheNode, EvictionQueue, heat_at, hotter
@@ -24,6 +24,10 @@ PageArray = npt.NDArray[np.int32]
 
 NO_PAGES: PageArray = np.zeros(0, dtype=np.int32)
 _MASK = (1 << 64) - 1
+
+EVICT_AHEAD_PAGES = 32
+"""Where evicted pages are copied, so many of a leaf go at once: one copy, and no more of them in
+each of the next steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,24 @@ class PageCache:
             self.page_bytes, lambda _: CachedPages(NO_PAGES, b"", 0.0)
         )
         self._unused = EvictionQueue()
+        self._below: PageCache | None = None
+        self._keep: Callable[[CacheNode], None] | None = None
+
+    def put_above(self, below: "PageCache", keep: Callable[[CacheNode], None]) -> None:
+        """Speak for the cache `below` as well, to which `keep` copies what is worth it: it is shown
+        each leaf just before pages of it are evicted.
+        """
+        self._below, self._keep = below, keep
+
+    @property
+    def num_at_hand(self) -> int:
+        """Pages that `allocate` can hand out without anything being copied for it."""
+        return self.num_free if self._keep else self.num_available
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `drain` has something to say."""
+        return not (self.log.is_empty and (self._below is None or self._below.log.is_empty))
 
     @property
     def num_available(self) -> int:
@@ -159,7 +181,15 @@ class PageCache:
         self.num_free = end
 
     def store(
-        self, path: bytes, pages: PageArray, *, pinned: CacheNode, held: int, seed: int, now: float
+        self,
+        path: bytes,
+        pages: PageArray,
+        *,
+        pinned: CacheNode,
+        held: int,
+        now: float,
+        seed: int = 0,
+        keys: bytes = b"",
     ) -> tuple[CacheNode, bool]:
         """Share a request's computed pages: its private `pages[held:]` go to the tree.
 
@@ -170,6 +200,7 @@ class PageCache:
             path: the namespace's page, then the tokens of `pages`.
             pinned: the node that the request holds, the end of its first `held` pages.
             seed: of the namespace, for the page keys.
+            keys: those, where they are known.
 
         Returns:
             The node that the request holds now, and whether any page was adopted.
@@ -181,22 +212,39 @@ class PageCache:
             self.free(pages[held:known])
             pages[held:known] = np.concatenate([n.payload.pages for n in nodes])[held:known]
         if known < len(pages):
-            self._fill(nodes[-1], pages[known:].copy(), seed, now)
+            leaf = nodes[-1]
+            leaf.payload.keys = keys[known * KEY_BYTES :] or page_keys(
+                leaf.edge, page_tokens=self.page_tokens, seed=seed
+            )
+            self._fill(leaf, pages[known:].copy(), now)
         self._hold(nodes[-1])
         self._let_go(pinned)
         return nodes[-1], known > held
 
     def drain(self) -> CacheEvents | None:
         """The events since the last call, numbered."""
-        return self.log.drain()
+        return self.log.drain(host=self._below.log.take() if self._below else ())
 
     def snapshot(self) -> CacheSnapshot:
         """One key path per leaf.
 
         Events not drained yet are already in it; to apply them again changes nothing.
         """
-        leaves = (node for node in self._tree if not node.children and node.payload.keys)
-        return CacheSnapshot(self.log.epoch, self.log.seq, tuple(map(self._key_path, leaves)))
+        below = self._below._leaf_paths() if self._below else ()
+        return CacheSnapshot(self.log.epoch, self.log.seq, self._leaf_paths(), below)
+
+    def token_path(self, node: CacheNode) -> bytes:
+        """The path to the end of `node`, the namespace's page first."""
+        return self._tree.path_to(node)
+
+    def key_path(self, node: CacheNode) -> bytes:
+        """The page keys of the path to the end of `node`."""
+        parts: list[bytes] = []
+        at: CacheNode | None = node
+        while at is not None:
+            parts.append(at.payload.keys)
+            at = at.parent
+        return b"".join(parts[::-1])
 
     def path_pages(self, node: CacheNode) -> PageArray:
         """The physical pages of the path to the end of `node`."""
@@ -207,25 +255,32 @@ class PageCache:
             at = at.parent
         return np.concatenate(parts[::-1])
 
-    def _fill(self, leaf: CacheNode, pages: PageArray, seed: int, now: float) -> None:
+    def _leaf_paths(self) -> tuple[bytes, ...]:
+        leaves = (node for node in self._tree if not node.children and node.payload.keys)
+        return tuple(map(self.key_path, leaves))
+
+    def _fill(self, leaf: CacheNode, pages: PageArray, now: float) -> None:
         payload = leaf.payload
         payload.pages = pages
-        payload.keys = page_keys(leaf.edge, page_tokens=self.page_tokens, seed=seed)
         payload.heat = heat_at(now)
         self.num_tree += len(pages)
         self.key_sum = (self.key_sum + key_sum(payload.keys)) & _MASK
-        self.log.stored(self._key_path(leaf))
+        self.log.stored(self.key_path(leaf))
 
     def _evict(self, num_pages: int) -> None:
         while num_pages > 0:
             node = self._unused.pop()
-            num_dropped = min(num_pages, len(node.payload.pages))
+            wanted = num_pages
+            if self._keep:
+                self._keep(node)
+                wanted = max(num_pages, EVICT_AHEAD_PAGES)
+            num_dropped = min(wanted, len(node.payload.pages))
             self._cut(node, num_dropped)
             num_pages -= num_dropped
 
     def _cut(self, leaf: CacheNode, num_pages: int) -> None:
         """Drop the last `num_pages` pages of an unused leaf."""
-        path = self._key_path(leaf)
+        path = self.key_path(leaf)
         num_kept = len(leaf.payload.pages) - num_pages
         if num_kept:
             self._tree.split(leaf, num_kept)
@@ -267,14 +322,6 @@ class PageCache:
             self._unused.push(node)
         else:
             self._tree.remove(node)  # A namespace without pages: nothing to keep.
-
-    def _key_path(self, node: CacheNode) -> bytes:
-        parts: list[bytes] = []
-        at: CacheNode | None = node
-        while at is not None:
-            parts.append(at.payload.keys)
-            at = at.parent
-        return b"".join(parts[::-1])
 
     def check(self, *, private: Iterable[PageArray], pinned: Iterable[CacheNode]) -> None:
         """Assert that every page is in one place and every reference has its holder.

@@ -103,7 +103,7 @@ class LocalScheduler:
     @property
     def has_work(self) -> bool:
         """Whether there is anything to schedule, or to `flush`."""
-        return self.num_live > 0 or bool(self._outbox.others) or not self._cache.log.is_empty
+        return self.num_live > 0 or bool(self._outbox.others) or self._cache.has_events
 
     # What may happen at any moment.
 
@@ -202,7 +202,7 @@ class LocalScheduler:
             return 1
         if batch.moves or batch.upgrades:
             return 1
-        num_alike = self._decodes.steps_until_end(num_available=self._cache.num_available)
+        num_alike = self._decodes.steps_until_end(num_available=self._cache.num_at_hand)
         if self._has_room(self.config.max_batch_tokens - len(self._decodes)):
             num_alike = min(num_alike, self._retry_at_step - self._batches.step + 1)
         if self._preemption and (len(self._waiting) or batch.num_hidden_decodes):
@@ -283,7 +283,7 @@ class LocalScheduler:
             self._take_out(sequence, now, share=False)
             sequence.requeue()
             self._waiting.add(sequence, now=now)
-        self._host.forget()
+        self._host.forget(now=now)
 
     def _has_room(self, budget: int) -> bool:
         """Whether somebody waits, and only pages could be lacking."""

@@ -276,6 +276,8 @@ class WorkerServer:
             context_tokens=options.context_tokens,
             vocab_size=loaded.vocab_size,
             cost=loaded.cost,
+            host_capacity_tokens=options.host_capacity_tokens,
+            host_token_seconds=options.host_token_seconds,
         )
 
 

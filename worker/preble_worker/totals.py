@@ -13,6 +13,7 @@ class TierTotals:
         swaps, recomputes: preempted requests whose pages were copied to the host, or not because
             computing them again is cheaper.
         offloaded_pages, uploaded_pages: that crossed, in the form in which they did.
+        loaded_tokens: prompt tokens that came from the host when their request first ran.
         hidden_starts: requests started in the hidden form.
     """
 
@@ -20,6 +21,7 @@ class TierTotals:
     recomputes: int = 0
     offloaded_pages: int = 0
     uploaded_pages: int = 0
+    loaded_tokens: int = 0
     hidden_starts: int = 0
 
 

@@ -124,6 +124,7 @@ class SimulationOptions:
 
     def worker_spec(self, worker_id: str, *, epoch: int) -> WorkerSpec:
         """What a worker says of itself when it joins."""
+        scheduler = self.scheduler_config()
         return WorkerSpec(
             worker_id=worker_id,
             epoch=epoch,
@@ -135,4 +136,6 @@ class SimulationOptions:
             context_tokens=self.context_tokens,
             vocab_size=self.vocab_size,
             cost=self.cost,
+            host_capacity_tokens=scheduler.host_capacity_tokens,
+            host_token_seconds=scheduler.host_token_seconds,
         )
