@@ -59,6 +59,11 @@ bench: $(READY)  ## Print the figures of every part beside their targets or base
 fuzz: $(READY)  ## Hold the prefix tree against brute force for FUZZ_OPERATIONS=1000000.
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_prefix_tree.py --operations $(FUZZ_OPERATIONS)
 
+FAULTS ?= --peer .faults-peer
+
+faults: $(READY)  ## Do every fault to a live cluster, and to sglang-router; FAULTS=options.
+	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
 TOURNAMENT ?= --traces ../shared/traces
 
 tournament: $(READY)  ## Hold all policies against each other in simulation; TOURNAMENT=options.

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from preble_deploy.lifeline import PARENT_VARIABLE
 from preble_deploy.models import resolve_model
 
 READY_SECONDS = 60.0
@@ -92,10 +93,19 @@ class ClusterProcesses:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
+    def freeze(self, name: str) -> None:
+        """SIGSTOP: it does nothing more, and its sockets stay open."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """SIGCONT."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Terminate everything; kill what has not ended after ten seconds."""
         for process in self.processes.values():
             process.terminate()
+            process.send_signal(signal.SIGCONT)  # one that is frozen would not hear of it
         end = time.monotonic() + 10
         for process in self.processes.values():
             try:
@@ -149,14 +159,15 @@ class ClusterProcesses:
                 await asyncio.sleep(0.05)
 
     def _start(self, name: str, *arguments: str) -> None:
-        log = (self.directory / f"{name}.log").open("ab")
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "preble_deploy", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        log.close()
+        self.start(name, sys.executable, "-m", "preble_deploy", *arguments)
+
+    def start(self, name: str, *command: str) -> None:
+        """A process of ours; call it from the main thread, with which it ends at the latest."""
+        own = {"OMP_NUM_THREADS": "1", PARENT_VARIABLE: str(os.getpid())}
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **own}
+            )
 
     def _tails(self, names: list[str]) -> str:
         return "\n".join(
