@@ -143,7 +143,7 @@ class RouterOptions(ProcessSettings, OverloadOptions):
         256, description="Output limit of a request that states none."
     )
     silence_seconds: Annotated[float, Field(gt=0), Flag(metavar="SECONDS", panel=ROUTING)] = Field(
-        2.0, description="A worker whose step loop is silent for longer gets no requests."
+        1.5, description="A worker whose step loop is silent for longer gets no requests."
     )
     max_attempts: Annotated[int, Field(ge=1), Flag(metavar="ATTEMPTS", panel=ROUTING)] = Field(
         3, description="How many workers a request may be placed on before it fails."

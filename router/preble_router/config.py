@@ -57,7 +57,7 @@ class RouterConfig:
     slow_reader_seconds: float = 60.0
     default_max_tokens: int = 256
     max_body_bytes: int = 16 * 1024 * 1024
-    silence_seconds: float = 2.0
+    silence_seconds: float = 1.5
     max_attempts: int = 3
     seed: int = 0
     api_keys: tuple[str, ...] = ()

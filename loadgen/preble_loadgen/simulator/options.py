@@ -61,7 +61,7 @@ class SimulationOptions:
     seed: int = 0
     wire_seconds: float = 0.0005
     report_seconds: float = 0.2
-    silence_seconds: float = 2.0
+    silence_seconds: float = 1.5
     max_attempts: int = 3
     takeover_seconds: float = 5.0
     check_every: float = 0.0
