@@ -36,17 +36,17 @@ async def _hang(
     async with load.going_on(Questions(seed=2000), concurrency=CONCURRENCY):
         await asyncio.sleep(3.0)
         name = await asyncio.to_thread(cluster.busiest)
-        placed = (await asyncio.to_thread(cluster.seen))[name].placed_total
+        before = (await asyncio.to_thread(cluster.seen))[name]
         trial.say(f"{name} hangs for {hang_seconds:.0f} s")
         began_at = time.perf_counter()
         victims = [answer for answer in load.answers if answer.ran_on(name, at=began_at)]
         begin(name)
         noticed = None if trial.is_peer else await _until_not_ready(cluster, name) - began_at
         await asyncio.sleep(began_at + hang_seconds - time.perf_counter())
-        trial.say(f"{name} goes on")
+        before = (await asyncio.to_thread(cluster.seen)).get(name, before)
         ended_at = time.perf_counter()
         end(name)
-        back = await _until_used(cluster, name, placed) - ended_at
+        back = await _until_used(cluster, name, before.placed_total) - ended_at
         await asyncio.sleep(1.0)
     load.close()
     stall = max((victim.stall_after(began_at) for victim in victims), default=0.0)
