@@ -16,14 +16,16 @@ A page is written once for as long as it stays there, so that costs a prefix one
 Copying is weighed against computing with the cost model, on the way out and again on the way in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from preble_worker.batch import Batch, Direction, Move, predicted_seconds
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode, last_use
 from preble_worker.host_pages import HostPages, make_move
 from preble_worker.page_cache import PageArray, PageCache
-from preble_worker.sequence import Sequence
+from preble_worker.sequence import Fetched, Sequence, Stage
 from preble_worker.slots import Slots
 from preble_worker.totals import TierTotals
 
@@ -33,25 +35,39 @@ MIN_STEP_PAGES = 8
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Load:
-    """A request that waits for its pages: `host_pages[i]` goes to `device_pages[i]`.
+    """A request whose pages come in: `host_pages[i]` goes to `device_pages[i]`. It has a slot, or
+    waits and has `fetched` them.
 
-    `node` holds its path on the host, `num_moved` of the pages were in a batch already.
+    `node` holds its path on the host, which has `first` pages before these; `num_moved` of these
+    were in a batch already.
     """
 
     sequence: Sequence
     node: CacheNode
+    first: int
     host_pages: PageArray
     device_pages: PageArray
     num_moved: int = 0
 
 
+def _endless(_: Sequence) -> float:
+    return inf
+
+
 class HostTier:
-    """Copies between the device's pages and the host's."""
+    """Copies between the device's pages and the host's.
+
+    Attributes:
+        estimated_wait: seconds until a request that is preempted, or waits, starts. Who waits for
+            less than the way out and in is `resident`: it is not copied, but left in the tree.
+    """
 
     def __init__(
         self, config: SchedulerConfig, cache: PageCache, slots: Slots, totals: TierTotals
     ) -> None:
         self.totals = totals
+        self.estimated_wait: Callable[[Sequence], float] = _endless
+        self.resident: set[Sequence] = set()
         self._config = config.tiers
         self._cost = config.tiers.cost or config.cost
         self._page_tokens = config.page_tokens
@@ -72,7 +88,21 @@ class HostTier:
 
     @property
     def loading(self) -> list[Sequence]:
-        """Requests whose pages are on their way in, oldest start first."""
+        """Requests with a slot whose pages are on their way in."""
+        return [load.sequence for load in self._started]
+
+    @property
+    def away(self) -> list[Sequence]:
+        """Requests that wait and have pages here, none of which come in yet."""
+        return [sequence for sequence in self._kept if sequence.fetched is None]
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether pages are to come in with the next steps."""
+        return any(load.num_moved < len(load.host_pages) for load in self._loads)
+
+    @property
+    def _loading(self) -> list[Sequence]:
         return [load.sequence for load in self._loads]
 
     def save(self, sequence: Sequence, *, now: float) -> None:
@@ -80,12 +110,29 @@ class HostTier:
         num_full = sequence.num_computed // self._page_tokens
         if not num_full or sequence.is_hidden or self._slots.is_upgrading(sequence):
             return
-        if not self._is_worth_saving(sequence, num_full):
+        assert sequence.node is not None
+        num_safe = self._cache.num_used_by_others(sequence.node)
+        round_trip = self._round_trip_seconds(sequence, num_full, num_safe)
+        if round_trip >= self._compute_seconds(num_full - num_safe, num_safe):
             self.totals.recomputes += 1
-            return
+        elif self.estimated_wait(sequence) <= round_trip:
+            self.resident.add(sequence)
+        else:
+            self._offload(sequence, self._slots.tables.pages[sequence.slot, :num_full], now)
+
+    def save_waiting(self, sequence: Sequence, *, now: float) -> None:
+        """Keep what the device's tree still has of `sequence`, which waits, and was just looked up
+        in it.
+        """
+        self.resident.discard(sequence)
+        node, pages = self._cache.pin(sequence.path(sequence.prefix.num_pages))
+        if len(pages):
+            self._offload(sequence, pages, now)
+        self._cache.unpin(node, now=now)
+
+    def _offload(self, sequence: Sequence, pages: PageArray, now: float) -> None:
         self.totals.swaps += 1
-        pages = self._slots.tables.pages[sequence.slot, :num_full]
-        path = self._host.path(sequence, num_full)
+        path = self._host.path(sequence, len(pages))
         self._begin_offload(self._host.offload(path, pages, seed=sequence.seed, now=now))
         if not self._keeps_evicted:
             self._host.cache.drain()  # Nobody else can use it, so nobody is told.
@@ -119,13 +166,16 @@ class HostTier:
         """`sequence` no longer waits: what the host keeps of it may give way. While it waits that
         may not, or what was paid for by copying would go before what nobody needs.
         """
+        self.resident.discard(sequence)
         node = self._kept.pop(sequence, None)
         if node is not None:
             self._host.unpin(node, now=now)
+        if sequence.fetched is not None:
+            self._give_back(sequence, now)
 
     def swap_seconds(self, num_pages: int) -> float:
         """What it takes to copy `num_pages` out and in."""
-        return 2.0 * num_pages * self._config.copy_seconds
+        return 2.0 * self.copy_seconds(num_pages)
 
     def is_cheaper(self, sequence: Sequence, num_pages: int) -> bool:
         """Whether `sequence`, which runs, had better swap its last `num_pages` pages than compute
@@ -134,14 +184,18 @@ class HostTier:
         num_before = sequence.num_pages - num_pages
         return self.swap_seconds(num_pages) < self._compute_seconds(num_pages, num_before)
 
-    def _is_worth_saving(self, sequence: Sequence, num_full: int) -> bool:
-        """Whether to copy out and in takes less than to compute what the tree may not give back."""
-        assert sequence.node is not None
-        num_safe = self._cache.num_used_by_others(sequence.node)
-        num_lost = num_full - num_safe
+    def round_trip_seconds(self, sequence: Sequence) -> float:
+        """What it takes to copy out and in what the device's tree has of one that waits."""
+        return self._round_trip_seconds(sequence, sequence.prefix.num_pages, 0)
+
+    def _round_trip_seconds(self, sequence: Sequence, num_full: int, num_safe: int) -> float:
+        """Of its first `num_full` pages, of which the device does not lose the first `num_safe`."""
         num_dirty = num_full - self._host.num_held_of(sequence, num_full)
-        copying = (num_dirty + num_lost) * self._config.copy_seconds
-        return copying < self._compute_seconds(num_lost, num_safe)
+        return self.copy_seconds(num_dirty + num_full - num_safe)
+
+    def copy_seconds(self, num_pages: int) -> float:
+        """What it takes to copy `num_pages` one way."""
+        return num_pages * self._config.copy_seconds
 
     def _compute_seconds(self, num_pages: int, num_before: int) -> float:
         if self._cost is None:
@@ -149,38 +203,95 @@ class HostTier:
         new, cached = num_pages * self._page_tokens, num_before * self._page_tokens
         return self._cost.prefill_seconds(float(new), float(cached))
 
-    def begin_load(self, sequence: Sequence, *, now: float) -> bool:
-        """Bring in what the host has of `sequence`, which has a slot; False if that is nothing, or
-        would take longer than to compute it. What the host kept for it is released.
+    def num_to_fetch(self, sequence: Sequence) -> int:
+        """How many pages of one that waits `begin_load` would bring in if it started now."""
+        return self._num_worth_loading(sequence, sequence.prefix.num_pages)
+
+    def _num_worth_loading(self, sequence: Sequence, first: int) -> int:
+        """Pages behind the first `first` that are here; 0 if they are computed sooner."""
+        num_reusable = (sequence.num_tokens - 1) // self._page_tokens
+        num_pages = self._host.num_held_of(sequence, num_reusable) - first
+        if num_pages <= 0 or sequence.is_hidden:
+            return 0
+        is_slow = self.copy_seconds(num_pages) >= self._compute_seconds(num_pages, first)
+        return 0 if is_slow else num_pages
+
+    def fetch(self, sequence: Sequence, num_pages: int, *, spare: int, now: float) -> bool:
+        """Bring in the next `num_pages` pages of `sequence` ahead of its start; False if fewer than
+        `spare` pages would stay available.
         """
-        is_begun = self._begin_load(sequence, now)
+        cache, first = self._cache, sequence.prefix.num_pages
+        node, _ = cache.pin(sequence.path(first))
+        if cache.num_available < num_pages + spare:
+            cache.unpin(node, now=now)
+            return False
+        sequence.fetched = Fetched(node, first, cache.allocate(num_pages))
+        self._add_load(sequence, first, sequence.fetched.pages, now)
+        return True
+
+    def give_back(self, *, besides: Sequence | None = None, now: float) -> bool:
+        """Free the pages of all that wait but `besides`; False if there are none."""
+        waiting = [s for s in self._loading if s.fetched is not None and s is not besides]
+        for sequence in waiting:
+            self._give_back(sequence, now)
+        return bool(waiting)
+
+    def _give_back(self, sequence: Sequence, now: float) -> None:
+        assert sequence.fetched is not None
+        self.abandon(sequence, now=now)
+        self._cache.free(sequence.fetched.pages)
+        self._cache.unpin(sequence.fetched.node, now=now)
+        sequence.fetched = None
+
+    def begin_load(self, sequence: Sequence, *, now: float) -> bool:
+        """Bring in what the host has of `sequence`, which has a slot; False if that is nothing, is
+        there already, or would take longer than to compute it. What the host kept for it is
+        released.
+        """
+        if sequence in self._loading:
+            is_begun = self._go_on(sequence, now)
+        else:
+            first = sequence.num_held
+            num_pages = self._num_worth_loading(sequence, first)
+            is_begun = num_pages > 0
+            if is_begun:
+                pages = self._slots.tables.pages[sequence.slot, first : first + num_pages]
+                self._add_load(sequence, first, pages.copy(), now)
         self.release(sequence, now=now)
         return is_begun
 
-    def _begin_load(self, sequence: Sequence, now: float) -> bool:
-        first = sequence.num_held
-        num_reusable = (sequence.num_tokens - 1) // self._page_tokens
-        end = self._host.num_held_of(sequence, num_reusable)
-        if end <= first or sequence.is_hidden:
-            return False
-        copying = (end - first) * self._config.copy_seconds
-        if copying >= self._compute_seconds(end - first, first):
-            return False
-        node, host_pages = self._host.pin(sequence, end, now=now)
-        device_pages = self._slots.tables.pages[sequence.slot, first:end].copy()
+    def _go_on(self, sequence: Sequence, now: float) -> bool:
+        """The pages that `sequence` fetched are in its row, but for those that the tree had."""
+        load = self._load_of(sequence)
+        end = load.first + len(load.host_pages)
+        num_shared = min(sequence.num_held, end) - load.first
+        load.host_pages = load.host_pages[num_shared:]
+        load.device_pages = load.device_pages[num_shared:]
+        load.num_moved = max(load.num_moved - num_shared, 0)
+        if load.num_moved < len(load.host_pages):
+            return True
+        self._end(load, now)
+        self._slots.share(sequence, now=now)
+        return False
+
+    def _add_load(self, sequence: Sequence, first: int, pages: PageArray, now: float) -> None:
+        node, host_pages = self._host.pin(sequence, first + len(pages), now=now)
         self._loads.append(
             _Load(
                 sequence=sequence,
                 node=node,
+                first=first,
                 host_pages=host_pages[first:],
-                device_pages=device_pages,
+                device_pages=pages,
             )
         )
-        return True
+
+    def _load_of(self, sequence: Sequence) -> _Load:
+        return next(load for load in self._loads if load.sequence is sequence)
 
     def end_loads(self, *, now: float) -> list[Sequence]:
         """Requests whose pages are all there, in the batches until now."""
-        there = [load for load in self._loads if load.num_moved == len(load.host_pages)]
+        there = [load for load in self._started if load.num_moved == len(load.host_pages)]
         for load in there:
             self._end(load, now)
             self._slots.share(load.sequence, now=now)
@@ -189,34 +300,40 @@ class HostTier:
     def rush(self, *, now: float) -> Sequence | None:
         """The first of the loading requests, whose other pages come in before the next step. They
         can be shared when that has succeeded, like what it computes."""
-        if not self._loads:
+        if not self._started:
             return None
-        load = self._loads[0]
+        load = self._started[0]
         self._moves.append(self._upload(load, len(load.host_pages), before_step=True))
         self._end(load, now)
         return load.sequence
 
+    @property
+    def _started(self) -> list[_Load]:
+        return [load for load in self._loads if load.sequence.stage is Stage.LOADING]
+
     def abandon(self, sequence: Sequence, *, now: float) -> None:
         """`sequence`, that was loading, is not to run."""
-        load = next(load for load in self._loads if load.sequence is sequence)
+        load = self._load_of(sequence)
         self._loads.remove(load)
         self._host.unpin(load.node, now=now)
 
     def forget(self, *, now: float) -> None:
         """The engine failed: nobody knows what it copied."""
+        self.give_back(now=now)
         assert not self._loads
         self._moves.clear()
         for sequence in list(self._kept):
             self.release(sequence, now=now)
+        self.resident.clear()
         self._host.clear()
 
     def with_moves(self, batch: Batch) -> Batch:
         """`batch` with the copies that go with it."""
         moves, self._moves = self._moves, []
         budget = self._pages_beside(batch) if self._loads else 0
-        for load in self._loads:
-            if not budget:
-                break
+        for load in sorted(self._loads, key=lambda load: load.sequence.fetched is not None):
+            if not budget or load.num_moved == len(load.host_pages):
+                continue
             num_pages = min(budget, len(load.host_pages) - load.num_moved)
             moves.append(self._upload(load, num_pages, before_step=False))
             budget -= num_pages
@@ -256,3 +373,10 @@ class HostTier:
     def check(self) -> None:
         assert all(load.num_moved <= len(load.host_pages) for load in self._loads)
         self._host.check(pinned=[*(load.node for load in self._loads), *self._kept.values()])
+
+
+def make_host_tier(
+    config: SchedulerConfig, cache: PageCache, slots: Slots, totals: TierTotals
+) -> HostTier | None:
+    """None without that tier."""
+    return HostTier(config, cache, slots, totals) if config.tiers.host_pages else None

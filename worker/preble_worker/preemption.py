@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from preble_worker.config import SchedulerConfig
 from preble_worker.page_cache import PageCache
 from preble_worker.planning import Planning
-from preble_worker.policies import LocalPolicy, RunningPolicy
+from preble_worker.policies import LocalPolicy, RunningPolicy, WaitEstimator
 from preble_worker.policies.adaptive import Adaptive
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
@@ -61,7 +61,10 @@ class Preemption:
         priority whom the policy can spare best, else the newest.
         """
         newest = newest_of_lowest_priority(iter(self._running))
-        dispensable: Iterable[Sequence] = self._policy.dispensable(self._preemptible(), now=now)
+        running = self._preemptible()
+        if isinstance(self._policy, WaitEstimator):
+            self._policy.observe(self._waiting.window(), running, now=now)
+        dispensable: Iterable[Sequence] = self._policy.dispensable(running, now=now)
         lowest = (s for s in dispensable if s.priority == newest.priority)
         return next(lowest, newest)
 
@@ -120,7 +123,8 @@ class Preemption:
         num_pages = -(-sequence.num_tokens // self._cache.page_tokens)
         prefix = sequence.prefix
         num_used = self._cache.num_used_of(prefix.node) if self._cache.sharing else 0
-        return num_pages - min(prefix.num_pages, num_used)
+        num_fetched = len(sequence.fetched.pages) if sequence.fetched else 0
+        return num_pages - num_fetched - min(prefix.num_pages, num_used)
 
     def _freed_pages(self, sequence: Sequence) -> int:
         """Pages that nobody uses any more when `sequence` stops, those of the tree included."""

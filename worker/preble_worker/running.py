@@ -36,6 +36,15 @@ class Running:
         """Those whose pages are on their way from the host."""
         return self.host.loading if self.host else []
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether pages are on their way from the host, be it for requests that wait."""
+        return self.host is not None and (self.host.is_copying or bool(self.loading))
+
+    def give_back(self, *, besides: Sequence | None = None, now: float) -> bool:
+        """Free the pages of all that wait but `besides`; False if there are none."""
+        return self.host is not None and self.host.give_back(besides=besides, now=now)
+
     def enter(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` has a slot: bring in what the host has of it, and compute the rest."""
         if self.host and self.host.begin_load(sequence, now=now):
@@ -57,6 +66,17 @@ class Running:
             self.decodes.remove([sequence])
         elif self.host:
             self.host.abandon(sequence, now=now)
+
+    def preempt(self, sequence: Sequence, *, now: float) -> None:
+        """`leave`, to come back: the host may keep what it computed."""
+        self.leave(sequence, now=now)
+        if self.host:
+            self.host.save(sequence, now=now)
+
+    def wait_no_more(self, sequence: Sequence, *, now: float) -> None:
+        """`sequence`, that waits, is not to run."""
+        if self.host:
+            self.host.release(sequence, now=now)
 
     def end_loads(self, *, now: float) -> None:
         """Go on with those whose pages have come."""

@@ -29,7 +29,7 @@ from preble_worker.batch_maker import BatchMaker
 from preble_worker.config import SchedulerConfig
 from preble_worker.deadlines import Deadlines
 from preble_worker.decodes import DecodeRows
-from preble_worker.host_tier import HostTier
+from preble_worker.host_tier import make_host_tier
 from preble_worker.load_report import load_report
 from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
@@ -40,6 +40,7 @@ from preble_worker.prefills import Prefills
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, Stage
 from preble_worker.slots import Slots
+from preble_worker.swap_ahead import make_swap_ahead
 from preble_worker.totals import Totals
 from preble_worker.waiting import WaitingQueue
 
@@ -78,21 +79,19 @@ class LocalScheduler:
         self._slots = Slots(self.tables, self._cache, config.tiers)
         self._totals = Totals()
         self.tier_totals = self._totals.tiers
-        self._host: HostTier | None = None
-        if config.tiers.host_pages:
-            self._host = HostTier(config, self._cache, self._slots, self.tier_totals)
+        self._host = make_host_tier(config, self._cache, self._slots, self.tier_totals)
         self._running = Running(self._decodes, self._prefills, self._host, self._totals)
         self._batches = BatchMaker(self.tables)
         self._max_running = config.max_running
         self._preemption = make_preemption(
             policy, config, self._waiting, self._running, self._cache, self._slots
         )
+        self._ahead = make_swap_ahead(policy, self._host, self._waiting, self._running)
 
         self._under_way: Batch | None = None
         self._scheduled_at = 0.0
         self._stopping: list[Sequence] = []
         self._retry_at_step = 0
-
         self._num_added = 0
 
     @property
@@ -170,6 +169,8 @@ class LocalScheduler:
                 budget -= self._prefills.take(sequence, budget)
         if self._may_start(budget):
             self._start_waiting(budget, now)
+        if self._ahead:
+            self._ahead.review(now=now)
         self._running.hurry(budget, now=now)
         if not len(self._running):
             return None
@@ -198,7 +199,7 @@ class LocalScheduler:
         certain; 1 while any request has a deadline.
         """
         assert batch is self._under_way
-        if self._prefills.chunks or self._deadlines or self._running.loading:
+        if self._prefills.chunks or self._deadlines or self._running.is_copying:
             return 1
         if batch.moves or batch.upgrades:
             return 1
@@ -250,7 +251,8 @@ class LocalScheduler:
         """See to it that every decode has a page for its next token, by preemption if need be."""
         short = self._decodes.short_of_pages()
         while len(short) > self._cache.num_available:
-            self._preempt(least_needed(self._running, self._preemption, now=now), now)
+            if not self._running.give_back(now=now):
+                self._preempt(least_needed(self._running, self._preemption, now=now), now)
             short = self._decodes.short_of_pages()
         if len(short):
             self._decodes.give_pages(short, self._cache.allocate(len(short)))
@@ -268,9 +270,7 @@ class LocalScheduler:
             self._preemption.review_at_step = 0
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
-        self._running.leave(sequence, now=now)
-        if self._host:
-            self._host.save(sequence, now=now)
+        self._running.preempt(sequence, now=now)
         self._slots.release(sequence, share=True, now=now)
         sequence.requeue()
         self._waiting.add(sequence, now=now)
@@ -314,8 +314,10 @@ class LocalScheduler:
     def _start(self, sequence: Sequence, now: float) -> bool:
         """Let `sequence` run; False if there are too few pages."""
         # A page for the growth of each that runs, lest it is preempted in the next step.
-        if not self._slots.occupy(sequence, spare=len(self._running), now=now):
-            return False
+        while not self._slots.occupy(sequence, spare=len(self._running), now=now):
+            if not self._running.give_back(besides=sequence, now=now):
+                return False
+            self._waiting.refresh(sequence)
         self._waiting.start(sequence, now=now)
         self._running.enter(sequence, now=now)
         return True
@@ -380,8 +382,7 @@ class LocalScheduler:
         """Remove a request from wherever it is, and its pages with it."""
         if sequence.stage is Stage.WAITING:
             self._waiting.remove(sequence)
-            if self._host:
-                self._host.release(sequence, now=now)
+            self._running.wait_no_more(sequence, now=now)
             self._look_again()
             return
         self._running.leave(sequence, now=now)
@@ -393,7 +394,7 @@ class LocalScheduler:
         waiting = list(self._waiting)
         self._running.check()
         self._waiting.check()
-        self._slots.check(running)
+        self._slots.check(running, waiting)
         self._outbox.check([*running, *waiting])
         assert len(running) <= self._max_running
         assert self._under_way is not None or not (self._stopping or self._prefills.chunks)

@@ -1,6 +1,7 @@
 """One live request as the worker's scheduler sees it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -10,7 +11,7 @@ from preble.page_keys import TOKEN_BYTES, namespace_page, namespace_seed
 from preble.types import FinishReason, RequestOutput, WorkerRequest
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
-from preble_worker.page_cache import NOT_LOOKED_UP
+from preble_worker.page_cache import NOT_LOOKED_UP, PageArray
 
 ALL_PAGES = 1 << 62
 """More than any request has."""
@@ -25,6 +26,18 @@ class Stage(Enum):
     PREFILL = auto()
     DECODE = auto()
     ENDED = auto()
+
+
+@dataclass(slots=True)
+class Fetched:
+    """Pages that come in from the host for a request that waits, those from number `first` on.
+
+    `node` holds those before.
+    """
+
+    node: CacheNode
+    first: int
+    pages: PageArray
 
 
 class Sequence:
@@ -60,6 +73,7 @@ class Sequence:
         num_pauses: how often it was preempted with output, each of which a client saw as a gap.
         waiting_since, waited_seconds: since when it waits, and how long it did before.
         standing: what the policy remembers of it.
+        fetched: what comes in, or came, ahead of its start; None where nothing does.
         end: set when it was cancelled while a batch with it was under way.
     """
 
@@ -71,6 +85,7 @@ class Sequence:
         "computing",
         "deadline_at",
         "end",
+        "fetched",
         "followed_since",
         "following",
         "generated",
@@ -166,6 +181,7 @@ class Sequence:
         self.computing: tuple[CacheNode, bytes] | None = None
         self.following: tuple[Sequence, int] | None = None
         self.followed_since = 0
+        self.fetched: Fetched | None = None
         self.end: FinishReason | None = None
 
     def __repr__(self) -> str:

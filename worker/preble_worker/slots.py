@@ -8,8 +8,8 @@ import numpy as np
 
 from preble_worker.batch import ALL_KV, SlotTables, Upgrade
 from preble_worker.config import TierConfig
-from preble_worker.page_cache import PageArray, PageCache
-from preble_worker.sequence import ALL_PAGES, Sequence
+from preble_worker.page_cache import NO_PAGES, PageArray, PageCache
+from preble_worker.sequence import ALL_PAGES, Fetched, Sequence
 
 _MASK = (1 << 64) - 1
 
@@ -47,7 +47,9 @@ class Slots:
         num_available = cache.num_available
         node, shared = cache.pin(sequence.path(prefix.num_pages))
         num_pages = self._num_pages(sequence, sequence.num_tokens, num_held=len(shared))
-        wanted = num_pages - len(shared) + spare
+        fetched = sequence.fetched
+        own = fetched.pages[len(shared) - fetched.first :] if fetched else NO_PAGES
+        wanted = num_pages - len(shared) - len(own) + spare
         if cache.num_available < wanted:
             self.wanted_pages = wanted + num_available - cache.num_available
             cache.unpin(node, now=now)
@@ -62,8 +64,16 @@ class Slots:
         if sequence.is_hidden:
             sequence.num_exact = len(shared)
             self.tables.hidden_from[sequence.slot] = sequence.num_computed
-        self._write_row(sequence, shared)
+        if fetched:
+            self._take_fetched(sequence, fetched, len(own), now)
+        self._write_row(sequence, np.concatenate([shared, own]) if fetched else shared)
         return True
+
+    def _take_fetched(self, sequence: Sequence, fetched: Fetched, num_own: int, now: float) -> None:
+        """Its last `num_own` pages are in the row of `sequence`, the tree has the others."""
+        self._cache.free(fetched.pages[: len(fetched.pages) - num_own])
+        self._cache.unpin(fetched.node, now=now)
+        sequence.fetched = None
 
     def _num_pages(self, sequence: Sequence, num_tokens: int, *, num_held: int) -> int:
         """Entries of a row with `num_tokens`, `num_held` of them in common with the tree."""
@@ -148,11 +158,12 @@ class Slots:
         row: PageArray = self.tables.pages[sequence.slot, sequence.num_held : sequence.num_pages]
         return row
 
-    def _write_row(self, sequence: Sequence, shared: PageArray) -> None:
+    def _write_row(self, sequence: Sequence, pages: PageArray) -> None:
+        """Its first pages are `pages`, the others are new ones."""
         tables, slot, sampling = self.tables, sequence.slot, sequence.sampling
-        num_shared, num_pages = len(shared), sequence.num_pages
-        tables.pages[slot, :num_shared] = shared
-        tables.pages[slot, num_shared:num_pages] = self._cache.allocate(num_pages - num_shared)
+        known, num_pages = len(pages), sequence.num_pages
+        tables.pages[slot, :known] = pages
+        tables.pages[slot, known:num_pages] = self._cache.allocate(num_pages - known)
         tables.output_position[slot] = sequence.num_output
         tables.prompt_hash[slot] = sequence.prompt_hash
         tables.temperature[slot] = sampling.temperature
@@ -161,7 +172,7 @@ class Slots:
         tables.seed[slot] = sampling.seed & _MASK
         self.pages_changed = True
 
-    def check(self, running: list[Sequence]) -> None:
+    def check(self, running: list[Sequence], waiting: list[Sequence]) -> None:
         """Assert that `running` and the free slots share the slots out between them."""
         taken = [sequence.slot for sequence in running]
         assert sorted([*taken, *self._free]) == list(range(len(self.tables.last_token)))
@@ -172,7 +183,7 @@ class Slots:
             assert np.array_equal(row[: sequence.num_held], held)
             assert self.tables.prompt_hash[sequence.slot] == sequence.prompt_hash
             assert self.tables.seed[sequence.slot] == sequence.sampling.seed & _MASK
-        self._cache.check(
-            private=[*self._leaving, *(self.private_pages(sequence) for sequence in running)],
-            pinned=[sequence.node for sequence in running if sequence.node is not None],
-        )
+        fetched = [sequence.fetched for sequence in waiting if sequence.fetched]
+        private = [*map(self.private_pages, running), *(f.pages for f in fetched)]
+        nodes = [*(s.node for s in running if s.node is not None), *(f.node for f in fetched)]
+        self._cache.check(private=[*self._leaving, *private], pinned=nodes)

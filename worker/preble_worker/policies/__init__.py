@@ -16,7 +16,13 @@ from preble_worker.policies.edf import Edf
 from preble_worker.policies.fcfs import Fcfs
 from preble_worker.policies.lpm import Lpm
 from preble_worker.policies.mlfq import Mlfq
-from preble_worker.policies.policy import Candidate, LocalPolicy, PolicyOptions, RunningPolicy
+from preble_worker.policies.policy import (
+    Candidate,
+    LocalPolicy,
+    PolicyOptions,
+    RunningPolicy,
+    WaitEstimator,
+)
 from preble_worker.policies.preble_groups import PrebleGroups
 from preble_worker.policies.srpt import Srpt
 
@@ -40,6 +46,7 @@ __all__ = [
     "LocalPolicy",
     "PolicyOptions",
     "RunningPolicy",
+    "WaitEstimator",
     "make_policy",
 ]
 

@@ -1,5 +1,6 @@
 """Speculative scheduling by remaining time (ALISE, arXiv 2410.23537)."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import frexp
@@ -25,8 +26,9 @@ class Standing:
         remaining: seconds.
         level: by `remaining` alone.
         total: seconds predicted when it was first seen.
-        estimated_wait: seconds until it starts, as of the last review: the predicted time of the
-            work ahead of it, or until it is promoted to the first level if that is sooner.
+        estimated_wait: seconds until it starts, or would if it were preempted, as of the last
+            review: the predicted time of the work ahead of it, or until it is promoted to the
+            first level if that is sooner.
     """
 
     generated: int
@@ -56,7 +58,7 @@ class Alise:
         self.outlook = Outlook(options)
 
     def order(self, candidates: Sequence[C], *, now: float) -> list[C]:
-        return sorted(candidates, key=lambda candidate: self._rank(candidate, now))
+        return sorted(candidates, key=lambda c: self._rank(c, _waited(c, now)))
 
     def started(self, candidate: Candidate) -> None:
         pass
@@ -66,18 +68,30 @@ class Alise:
             self.outlook.learn(candidate)
 
     def observe(self, waiting: Sequence[C], running: Sequence[C], *, now: float) -> None:
-        """Estimate the waits: each waits for those before it, that share the batch."""
+        """Estimate the waits: each waits until the first of those that run is done, and for those
+        that wait before it, which share the batch. Of who runs, as if it were preempted.
+        """
         at_once = max(len(running), 1)
-        ahead = min((self.standing(c).remaining for c in running), default=0.0)
+        ends = sorted(self.standing(candidate).remaining for candidate in running)
+        ranks, ahead = [], 0.0
+        work = [0.0]
         for candidate in self.order(waiting, now=now):
-            standing = self.standing(candidate)
-            waited = candidate.waited_seconds + now - candidate.waiting_since
-            until_first = PROMOTION_STRETCH * standing.total * standing.level - waited
-            standing.estimated_wait = min(ahead, max(until_first, 0.0))
-            ahead += standing.remaining / at_once
+            self._estimate(candidate, _waited(candidate, now), ahead + sum(ends[:1]))
+            ranks.append(self._rank(candidate, _waited(candidate, now)))
+            ahead += self.standing(candidate).remaining / at_once
+            work.append(ahead)
+        for candidate in running:
+            others = ends[1:] if self.standing(candidate).remaining == ends[0] else ends
+            before = bisect(ranks, self._rank(candidate, candidate.waited_seconds))
+            self._estimate(candidate, candidate.waited_seconds, work[before] + sum(others[:1]))
+
+    def _estimate(self, candidate: Candidate, waited: float, work_ahead: float) -> None:
+        standing = self.standing(candidate)
+        until_first = PROMOTION_STRETCH * standing.total * standing.level - waited
+        standing.estimated_wait = min(work_ahead, max(until_first, 0.0))
 
     def estimated_wait(self, candidate: Candidate) -> float:
-        """EWT in seconds of a waiting request, by which its cache is moved out or back in."""
+        """EWT in seconds, by which its cache is moved out or back in."""
         return self.standing(candidate).estimated_wait
 
     def dispensable(self, running: Sequence[C], *, now: float) -> list[C]:
@@ -88,9 +102,9 @@ class Alise:
         )
 
     def outranks(self, waiting: Candidate, running: Candidate, *, now: float) -> bool:
-        waited = waiting.waited_seconds + now - waiting.waiting_since
         return (
-            self._level(waiting, waited) < self._level(running, running.waited_seconds)
+            self._level(waiting, _waited(waiting, now))
+            < self._level(running, running.waited_seconds)
             and self.standing(waiting).remaining < HYSTERESIS * self.standing(running).remaining
         )
 
@@ -112,6 +126,10 @@ class Alise:
         risen = int(waited / (PROMOTION_STRETCH * standing.total))
         return max(0, standing.level - risen)
 
-    def _rank(self, candidate: Candidate, now: float) -> tuple[int, float]:
-        waited = candidate.waited_seconds + now - candidate.waiting_since
+    def _rank(self, candidate: Candidate, waited: float) -> tuple[int, float]:
         return self._level(candidate, waited), candidate.arrived_at
+
+
+def _waited(candidate: Candidate, now: float) -> float:
+    """Seconds in all of one that waits."""
+    return candidate.waited_seconds + now - candidate.waiting_since

@@ -148,3 +148,12 @@ class RunningPolicy(Protocol):
         It must also come first in `order` when both wait, or they would change places for ever.
         """
         ...
+
+
+@runtime_checkable
+class WaitEstimator(Protocol):
+    """What a policy has besides, that knows how long a request has still to wait."""
+
+    def estimated_wait(self, candidate: Candidate) -> float:
+        """Seconds until it starts, or would if it were preempted, as of the last review."""
+        ...
