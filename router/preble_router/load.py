@@ -103,8 +103,12 @@ class WorkerLoad:
 
     @property
     def free_tokens(self) -> float:
-        """Tokens of KV that new requests can have without evicting anything."""
-        return self.report.free_pages * self.spec.page_tokens - self.unreported_need
+        """Tokens of KV that new requests can have without evicting anything.
+
+        What is queued comes first: its pages are still free, but spoken for.
+        """
+        free = self.report.free_pages * self.spec.page_tokens - self.unreported_need
+        return max(free + self.unreported_tokens - self.prefill_tokens, 0.0)
 
     @property
     def speed_ratio(self) -> float:

@@ -121,6 +121,22 @@ def test_dropping_what_will_be_wanted_again_costs() -> None:
     assert placed == {"b"}
 
 
+def test_a_queue_takes_its_room_before_a_new_request() -> None:
+    scheduler = synced_scheduler(Preble(), ["a", "b"])
+    for worker_id in ("a", "b"):
+        stored(scheduler, worker_id, PATH)
+    for index in range(8):
+        scheduler.place(route(f"r{index}", PATH), now=1.0)
+        scheduler.observe(RequestFinished(f"r{index}", 1, 5), now=1.0)
+    for index in range(3):
+        scheduler.place(route(f"queued{index}", pages(RNG, 100), excluded={"b"}), now=1.0)
+    for worker_id, waiting in (("a", 300), ("b", 0)):
+        load = LoadReport(free_pages=300, cached_pages=64, waiting_prefill_tokens=waiting * 16)
+        scheduler.observe(StepReport(worker_id=worker_id, load=load), now=2.0)
+    terms = explained(scheduler, pages(RNG, 100), 2.0)
+    assert terms["a"]["evict"] > terms["b"]["evict"] == 0.0
+
+
 def test_a_busy_time_makes_fewer_copies_than_an_idle_one() -> None:
     def delay_of(arrivals: int) -> float:
         scheduler = synced_scheduler(Preble(), ["a", "b"])
