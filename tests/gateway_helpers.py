@@ -86,6 +86,7 @@ class FakeDispatcher:
     is_ready: bool = True
     context_tokens: int | None = CONTEXT_TOKENS
     asked_deadlines: list[float | None] = field(default_factory=list)
+    asked_rooms: list[int] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     live: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -102,7 +103,8 @@ class FakeDispatcher:
         self.live[request.request_id] = playing
         return generation
 
-    def check_admission(self, *, deadline_at: float | None = None) -> None:
+    def check_admission(self, *, num_requests: int = 1, deadline_at: float | None = None) -> None:
+        self.asked_rooms.append(num_requests)
         self.asked_deadlines.append(deadline_at)
         if self.early_refusal is not None:
             raise self.early_refusal

@@ -189,9 +189,10 @@ class Dispatcher:
             )
         return generation
 
-    def check_admission(self, *, deadline_at: float | None = None) -> None:
-        """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any."""
-        self._check_room()
+    def check_admission(self, *, num_requests: int = 1, deadline_at: float | None = None) -> None:
+        """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any such
+        prompt, or for the last of `num_requests`."""
+        self._check_room(num_requests)
         now = self._clock()
         times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
         if known := [at for at in times if at is not None]:
@@ -228,11 +229,13 @@ class Dispatcher:
         if needed_tokens(request) > limit:
             raise too_long(request, limit)
 
-    def _check_room(self) -> None:
-        if self.num_live >= self.config.max_live_requests:
+    def _check_room(self, num_requests: int = 1) -> None:
+        if self.num_live + num_requests > self.config.max_live_requests:
             self.scheduler.admission.refusals["live_requests"] += 1
+            more = f" of {self.config.max_live_requests}, {num_requests} more do not fit"
             raise Overloaded(
-                f"{self.num_live} requests are in progress, which is this router's limit"
+                f"{self.num_live} requests are in progress"
+                + (more if num_requests > 1 else ", which is this router's limit")
             )
 
     def _end(self, generation: Generation, end: FinishReason | PrebleError) -> None:

@@ -108,8 +108,8 @@ async def test_bad_requests_have_the_client_s_classes():
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=MESSAGES)
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.chat.completions.create(model="demo", messages=MESSAGES, n=2)
-        assert caught.value.param == "n"
+            await client.completions.create(model="demo", prompt="a", n=2, best_of=3)
+        assert caught.value.param == "best_of"
 
 
 async def test_an_error_in_a_stream_is_raised():

@@ -97,6 +97,9 @@ def test_values_arrive():
         ("top_k", -2),
         ("top_k", 1.5),
         ("seed", 2**64),
+        ("n", 0),
+        ("n", 129),
+        ("n", True),
         ("seed", -(2**63) - 1),
         ("seed", "x"),
         ("stop", 5),
@@ -133,8 +136,6 @@ def test_contradicting_limits_are_refused():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("logit_bias", {"5": 1}),
@@ -190,6 +191,14 @@ def test_neutral_values_are_accepted():
         user=None,
     )
     completion(n=1, echo=False, best_of=1, suffix=None, logprobs=None)
+
+
+def test_choices_of_several_prompts_are_bounded_together():
+    assert chat(n=128).common.num_choices == 128
+    assert completion(prompt=["a", "b"], n=64).common.num_choices == 64
+    error = refused(completion, prompt=["a", "b"], n=65)
+    assert error.field == "n"
+    assert "from 1 to 64 for each of 2 prompts" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import xxhash
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -68,7 +69,9 @@ class CompletionRoutes:
         chat = read_chat(await read_object(request, max_bytes=self._config.max_body_bytes))
         check_model(chat.common.model, self._config.model)
         deadline_at = _deadline_at(request)
-        self._dispatcher.check_admission(deadline_at=deadline_at)
+        self._dispatcher.check_admission(
+            num_requests=chat.common.num_choices, deadline_at=deadline_at
+        )
         prompt = await self._prompts.encode_chat(
             chat.messages, template_variables=chat.template_variables
         )
@@ -89,7 +92,8 @@ class CompletionRoutes:
         )
         check_model(completion.common.model, self._config.model)
         deadline_at = _deadline_at(request)
-        self._dispatcher.check_admission(deadline_at=deadline_at)
+        num_requests = len(completion.prompts) * completion.common.num_choices
+        self._dispatcher.check_admission(num_requests=num_requests, deadline_at=deadline_at)
         prompts = [
             prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)
             for prompt in completion.prompts
@@ -128,6 +132,7 @@ class CompletionRoutes:
         )
         live = LiveRequest(
             self._start_all(requests, common.stop),
+            num_choices=common.num_choices,
             receive=request.receive,
             record=record,
             metrics=self._metrics,
@@ -136,6 +141,7 @@ class CompletionRoutes:
             unique_id,
             created=int(time.time()),
             model=self._config.model,
+            num_choices=common.num_choices,
             include_usage=common.include_usage,
         )
         if not common.stream:
@@ -156,28 +162,37 @@ class CompletionRoutes:
         deadline_at: float | None,
         tenant: str,
     ) -> list[GenerationRequest]:
-        requests = []
-        for i, (prompt, embedding) in enumerate(zip(prompts, embeddings, strict=True)):
+        """The choices of the first prompt, then those of the next.
+
+        One after another: where the first is placed, its prompt is expected in the cache, and the
+        policy knows that when it places the others.
+        """
+        requests: list[GenerationRequest] = []
+        num_requests = len(prompts) * common.num_choices
+        for prompt, embedding in zip(prompts, embeddings, strict=True):
             max_tokens = output_budget(
                 common.max_tokens,
                 default=default_tokens,
                 num_prompt_tokens=num_tokens(prompt),
                 context_tokens=self._dispatcher.context_tokens,
             )
-            requests.append(
-                GenerationRequest(
-                    request_id=unique_id if len(prompts) == 1 else f"{unique_id}-{i}",
-                    tokens=prompt,
-                    sampling=replace(common.sampling, max_tokens=max_tokens),
-                    namespace=common.namespace,
-                    priority=common.priority,
-                    deadline_at=deadline_at,
-                    ttft_slo_seconds=common.ttft_slo_seconds,
-                    tbt_slo_seconds=common.tbt_slo_seconds,
-                    tenant=tenant,
-                    embedding=embedding,
+            for choice in range(common.num_choices):
+                number = f"-{len(requests)}" if num_requests > 1 else ""
+                seed = choice_seed(common.sampling.seed, choice)
+                requests.append(
+                    GenerationRequest(
+                        request_id=unique_id + number,
+                        tokens=prompt,
+                        sampling=replace(common.sampling, max_tokens=max_tokens, seed=seed),
+                        namespace=common.namespace,
+                        priority=common.priority,
+                        deadline_at=deadline_at,
+                        ttft_slo_seconds=common.ttft_slo_seconds,
+                        tbt_slo_seconds=common.tbt_slo_seconds,
+                        tenant=tenant,
+                        embedding=embedding,
+                    )
                 )
-            )
         return requests
 
     def _tenant(self, request: Request, common: CommonFields) -> str:
@@ -201,6 +216,13 @@ class CompletionRoutes:
                 text_generation.cancel()
             raise
         return started
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Of choice number `choice`, from 0; the first is what the request alone would be."""
+    if choice == 0:
+        return seed
+    return xxhash.xxh3_64_intdigest(choice.to_bytes(8, "little"), seed=seed)
 
 
 def _deadline_at(request: Request) -> float | None:

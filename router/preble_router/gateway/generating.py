@@ -26,7 +26,8 @@ class LiveRequest:
     """Consumed once, by `collect` or `events`; either lets go of everything, however it ends.
 
     Args:
-        generations: one per choice, started.
+        generations: one per choice, started, those of one prompt side by side.
+        num_choices: for each prompt.
         receive: of the ASGI connection, whose body has been read: the next message says that the
             client went away.
     """
@@ -35,11 +36,13 @@ class LiveRequest:
         self,
         generations: Sequence[TextGeneration],
         *,
+        num_choices: int,
         receive: Receive,
         record: RequestRecord,
         metrics: Metrics,
     ) -> None:
         self._generations = generations
+        self._num_choices = num_choices
         self._receive = receive
         self._record = record
         self._metrics = metrics
@@ -104,7 +107,8 @@ class LiveRequest:
         self._watch.cancel()
         self._cancel_all()
         self._metrics.live_requests.dec()
-        self._record.usage = total_usage([generation.usage for generation in self._generations])
+        usages = [generation.usage for generation in self._generations]
+        self._record.usage = total_usage(usages, num_choices=self._num_choices)
         self._record.worker_ids = tuple(generation.worker_id for generation in self._generations)
         self._metrics.request_generated(self._record.usage)
 
@@ -195,7 +199,7 @@ class _EventEncoding:
         self._encoder = encoder
         self._num_choices = num_choices
         self._opened: set[int] = set()
-        self._usages: list[Usage] = []
+        self._usages: dict[int, Usage] = {}
 
     def encode(self, index: int, delta: TextDelta) -> bytes:
         """Empty while there is nothing to say."""
@@ -206,10 +210,11 @@ class _EventEncoding:
         if delta.finish_reason is None:
             return event
         assert delta.usage is not None
-        self._usages.append(delta.usage)
+        self._usages[index] = delta.usage
         event += self._encoder.finish(index, delta.finish_reason)
         if len(self._usages) == self._num_choices:
-            event += self._encoder.closing(self._usages)
+            usages = [usage for _, usage in sorted(self._usages.items())]
+            event += self._encoder.closing(usages)
         return event
 
 

@@ -29,6 +29,8 @@ from preble_router.validation import (
 
 MAX_PROMPTS = 128
 """Prompts in one completion request."""
+MAX_CHOICES = 128
+"""Outputs in one answer, of all its prompts together."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -39,7 +41,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "metadata": ({},),
     "min_p": (0, 0.0),
     "min_tokens": (0,),
-    "n": (1,),
     "presence_penalty": (0, 0.0),
     "prompt_logprobs": (),
     "repetition_penalty": (1, 1.0),
@@ -77,6 +78,7 @@ class CommonFields:
 
     Attributes:
         model: "" for the one that is served.
+        num_choices: outputs for each prompt.
         max_tokens: None where the request states none; `sampling.max_tokens` then means nothing.
         namespace: tenant, from `cache_salt`.
         ttft_slo_seconds, tbt_slo_seconds: None where the request states none.
@@ -85,6 +87,7 @@ class CommonFields:
     model: str
     stream: bool
     include_usage: bool
+    num_choices: int
     max_tokens: int | None
     sampling: SamplingParams
     stop: tuple[str, ...]
@@ -120,7 +123,7 @@ def read_completion(body: dict[str, Any], *, vocab_size: int) -> CompletionReque
     """
     fields = Fields(body)
     prompts = read_prompts(fields.take("prompt"), vocab_size=vocab_size)
-    common = _read_common(fields)
+    common = _read_common(fields, num_prompts=len(prompts))
     fields.finish(_COMPLETION_NEUTRAL)
     return CompletionRequest(common, prompts)
 
@@ -186,7 +189,7 @@ def _read_prompt(value: Any, path: str, vocab_size: int) -> str | bytes:
     return prompt
 
 
-def _read_common(fields: Fields) -> CommonFields:
+def _read_common(fields: Fields, *, num_prompts: int = 1) -> CommonFields:
     stream = fields.boolean("stream")
     max_tokens, max_tokens_field = _read_max_tokens(fields)
     sampling = _read_sampling(fields, max_tokens, max_tokens_field)
@@ -201,6 +204,7 @@ def _read_common(fields: Fields) -> CommonFields:
         model=fields.string("model"),
         stream=stream,
         include_usage=_read_include_usage(fields, stream=stream),
+        num_choices=_read_num_choices(fields, num_prompts),
         max_tokens=max_tokens,
         sampling=sampling,
         stop=stop,
@@ -216,6 +220,21 @@ def _read_slo(fields: Fields, name: str) -> float | None:
     seconds = fields.number(name, default=None)
     check_slo(seconds, field=name)
     return seconds
+
+
+def _read_num_choices(fields: Fields, num_prompts: int) -> int:
+    num_choices = fields.integer("n")
+    if num_choices is None:
+        return 1
+    most = MAX_CHOICES // num_prompts
+    if not 1 <= num_choices <= most:
+        each = f" for each of {num_prompts} prompts" if num_prompts > 1 else ""
+        raise InvalidRequest(
+            f"n must be from 1 to {most}{each}, not {num_choices}: "
+            f"one answer holds at most {MAX_CHOICES} choices",
+            field="n",
+        )
+    return num_choices
 
 
 def _read_max_tokens(fields: Fields) -> tuple[int | None, str]:

@@ -36,13 +36,21 @@ class Choice:
             self.finish_reason, self.usage = delta.finish_reason, delta.usage
 
 
-def total_usage(usages: Sequence[Usage]) -> Usage:
-    """The counts of several prompts of one request together."""
+def total_usage(usages: Sequence[Usage], *, num_choices: int = 1) -> Usage:
+    """The counts of all outputs of one request together.
+
+    A prompt counts once however many choices it has: as the first of them, whose computing is what
+    the others find in the cache.
+
+    Args:
+        usages: of each prompt `num_choices`, side by side.
+    """
+    of_prompts = usages[::num_choices]
     return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in of_prompts),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
-        cached_tokens=sum(usage.cached_tokens for usage in usages),
-        predicted_cached_tokens=sum(usage.predicted_cached_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in of_prompts),
+        predicted_cached_tokens=sum(usage.predicted_cached_tokens for usage in of_prompts),
     )
 
 
@@ -65,6 +73,7 @@ class ResponseEncoder(ABC):
     Args:
         response_id: without the API's prefix.
         created: seconds since 1970.
+        num_choices: for each prompt.
         include_usage: the stream ends with a usage event, and all others say null.
     """
 
@@ -73,7 +82,13 @@ class ResponseEncoder(ABC):
     chunk_object: str
 
     def __init__(
-        self, response_id: str, *, created: int, model: str, include_usage: bool = False
+        self,
+        response_id: str,
+        *,
+        created: int,
+        model: str,
+        num_choices: int = 1,
+        include_usage: bool = False,
     ) -> None:
         self._head = {
             "id": self.id_prefix + response_id,
@@ -82,6 +97,7 @@ class ResponseEncoder(ABC):
             "model": model,
         }
         head = orjson.dumps(self._head | {"object": self.chunk_object})
+        self._num_choices = num_choices
         self._include_usage = include_usage
         # {"id":...,"model":"m"}  ->  data: {"id":...,"model":"m","choices":[
         self._event_start = b"data: " + head[:-1] + b',"choices":['
@@ -89,7 +105,8 @@ class ResponseEncoder(ABC):
 
     def whole(self, choices: Sequence[Choice]) -> bytes:
         """The answer that is not streamed."""
-        usage = total_usage([choice.usage for choice in choices])
+        usages = [choice.usage for choice in choices]
+        usage = total_usage(usages, num_choices=self._num_choices)
         body = self._head | {
             "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
             "usage": usage_object(usage),
@@ -110,10 +127,11 @@ class ResponseEncoder(ABC):
         return self._event_start + choice + self._event_end
 
     def closing(self, usages: Sequence[Usage]) -> bytes:
-        """The last events of a stream that ended well."""
+        """The last events of a stream that ended well; `usages` in the order of the choices."""
         if not self._include_usage:
             return DONE_EVENT
-        usage = orjson.dumps(usage_object(total_usage(usages)))
+        total = total_usage(usages, num_choices=self._num_choices)
+        usage = orjson.dumps(usage_object(total))
         return self._event_start + b'],"usage":' + usage + b"}\n\n" + DONE_EVENT
 
     @abstractmethod
