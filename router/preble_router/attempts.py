@@ -172,7 +172,11 @@ class Attempts:
                 if session.request_limit_tokens < needed
             )
         if generation.suspected_until > now:
-            excluded.update(s.worker_id for s in sessions.values() if s.trial is not None)
+            trials = {s.worker_id: s.trial for s in sessions.values() if s.trial is not None}
+            mark = self._fingerprint(generation)
+            # The verdict over its like, such as another choice of the same prompt, is its own too.
+            is_tried = any(self._fingerprint(other) == mark for other in trials.values())
+            excluded.update(sessions if is_tried else trials)
         return frozenset(excluded)
 
     def blame(self, failure: str, generations: Iterable[Generation], now: float) -> None:

@@ -162,6 +162,26 @@ async def test_a_poisoned_request_costs_two_workers_and_no_other_request(
         dispatcher.attempts.poison.check()
 
 
+async def test_choices_of_a_poisoned_prompt_are_tried_one_at_a_time() -> None:
+    workers, killed = victims(5)
+    first, *others = workers
+    async with cluster(first) as dispatcher:
+        first.faults.paused = True
+        poison = [
+            dispatcher.start(generation_request(f"p{i}", seed=i, tokens=POISON)) for i in range(4)
+        ]
+        for worker in others:
+            dispatcher.membership.add(await worker.start())
+        await until(lambda: num_ready(dispatcher) == 5)
+        first.faults.paused = False
+        for generation in poison:
+            with pytest.raises(PoisonedRequest):
+                await collect(generation)
+        assert len(killed) == 2
+        for worker in others:
+            await worker.stop()
+
+
 async def test_a_drained_worker_leaves_no_suspects() -> None:
     leaving, other = FakeWorker("w0"), FakeWorker("w1")
     async with cluster(leaving, other) as dispatcher:
