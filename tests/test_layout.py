@@ -37,7 +37,10 @@ PURE = [
     "router/preble_router/admission.py",
     "router/preble_router/event_feed.py",
     "router/preble_router/liveness.py",
+    "router/preble_router/pace.py",
     "router/preble_router/poison.py",
+    "router/preble_router/priority_queues.py",
+    "router/preble_router/ramp_up.py",
     "router/preble_router/retry_budget.py",
     "router/preble_router/slow_readers.py",
     *(
@@ -68,6 +71,7 @@ PURE = [
     "loadgen/preble_loadgen/oracle.py",
     "loadgen/preble_loadgen/report.py",
     "loadgen/preble_loadgen/objectives.py",
+    "loadgen/preble_loadgen/goodput.py",
     "loadgen/preble_loadgen/tournament/worker_figures.py",
     "loadgen/preble_loadgen/simulator",
     "loadgen/preble_loadgen/workloads",

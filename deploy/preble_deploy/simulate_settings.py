@@ -78,6 +78,23 @@ class SimulateSettings(TraceOptions):
     tbt_slo: Annotated[
         float, Field(gt=0, allow_inf_nan=False), Flag(metavar="SECONDS", panel=CLUSTER)
     ] = Field(1.0, description="The same for the time between tokens, the 99th percentile.")
+    timeout: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False),
+        Flag(metavar="SECONDS", panel=CLUSTER, default="none"),
+    ] = Field(
+        0.0,
+        description="Every request must have ended so soon; one that is predicted not to is "
+        "refused, as by the router. Goodput counts what was in time.",
+    )
+    max_queue_seconds: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False),
+        Flag(metavar="SECONDS", panel=CLUSTER, default="none"),
+    ] = Field(
+        0.0,
+        description="Refuse requests whose first token is predicted to take longer.",
+    )
     max_num_batched_tokens: Annotated[int, Field(ge=1), Flag(metavar="TOKENS", panel=CLUSTER)] = (
         Field(2048, description="Token budget of one step.")
     )

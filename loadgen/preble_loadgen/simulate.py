@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from preble_loadgen.goodput import Goodput, goodput_of
 from preble_loadgen.objectives import Service, service_of
 from preble_loadgen.replay_options import ReplayOptions, arrival_times, selected_trace
 from preble_loadgen.report import FORMULAS, Report, summarize
@@ -60,6 +61,7 @@ class _Cell:
     cell: CellResult
     report: Report
     service: Service
+    goodput: Goodput | None
 
 
 def run_simulate(options: SimulateOptions) -> int:
@@ -104,7 +106,13 @@ def _run(options: SimulateOptions, load: Load, console: Console) -> list[_Cell]:
 
         results = run_cells(load, wanted, jobs=options.jobs, on_progress=show)
     return [
-        _Cell(policy, cell, summarize(cell.result.records), _service_of(cell, load, cluster))
+        _Cell(
+            policy,
+            cell,
+            summarize(cell.result.records),
+            _service_of(cell, load, cluster),
+            _goodput_of(cell, cluster),
+        )
         for policy, cell, cluster in zip(options.policies, results, wanted, strict=True)
     ]
 
@@ -116,6 +124,13 @@ def _service_of(cell: CellResult, load: Load, cluster: SimulationOptions) -> Ser
         ttft_slo_seconds=cluster.ttft_slo_seconds,
         tbt_slo_seconds=cluster.tbt_slo_seconds,
     )
+
+
+def _goodput_of(cell: CellResult, cluster: SimulationOptions) -> Goodput | None:
+    """Where requests may be refused."""
+    if not (cluster.timeout_seconds or cluster.max_queue_seconds):
+        return None
+    return goodput_of(cell.result.records, timeout_seconds=cluster.timeout_seconds or inf)
 
 
 def _introduction(options: SimulateOptions, trace: Trace, arrivals: Sequence[float]) -> str:
@@ -150,6 +165,8 @@ def _print(console: Console, cells: Sequence[_Cell], *, has_tiers: bool) -> None
             ),
             Text(f"  {_service(cell.service)}"),
         )
+        if cell.goodput is not None:
+            console.print(Text(f"  {_in_time(cell.goodput)}"))
         if has_tiers or result.crossings.preemptions:
             console.print(Text(f"  {_crossings(cell)}"))
 
@@ -159,6 +176,15 @@ def _service(service: Service) -> str:
         f"{service.within:.1%} within TTFT {service.ttft_slo_seconds:g} s and p99 gap "
         f"{service.tbt_slo_seconds:g} s; normalised latency {service.token_seconds * 1e3:,.1f} ms "
         "per output token"
+    )
+
+
+def _in_time(goodput: Goodput) -> str:
+    return (
+        f"goodput {goodput.requests_per_second:,.2f} requests and "
+        f"{goodput.tokens_per_second:,.0f} output tokens per second: {goodput.good_share:.1%} in "
+        f"time, {goodput.num_refused:,} refused, {goodput.num_late:,} too late; "
+        f"{goodput.wasted_tokens:,} output tokens wasted"
     )
 
 
@@ -248,6 +274,7 @@ def _cell_figures(cell: _Cell) -> dict[str, Any]:
         "busy_imbalance": result.busy_imbalance,
         "metrics": asdict(cell.report),
         "service": asdict(cell.service),
+        "goodput": None if cell.goodput is None else asdict(cell.goodput),
         "crossings": asdict(result.crossings),
         "workers": [asdict(worker) for worker in result.workers],
         "samples": [asdict(sample) for sample in result.samples],

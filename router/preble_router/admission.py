@@ -16,12 +16,16 @@ from preble.errors import Overloaded
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, Slots
 from preble_router.policies.policy import Choice
+from preble_router.priority_queues import PriorityQueues
 from preble_router.worker_table import Column, WorkerTable
 
 MEMORY = 0.98
 """Weight that older predictions keep at each new outcome."""
 PRIOR_SECONDS = 1.0
 """How many predicted seconds must have come true before the outcomes weigh as much as the model."""
+DEVIATIONS = 2.0
+"""Mean deviations that a bound leaves room for: few of those let in are late then, and the queue
+is soon short again after overload."""
 RATIO_RANGE = (0.25, 20.0)
 LEAST_RETRY_SECONDS = 0.1
 
@@ -50,7 +54,7 @@ class Correction:
         self._predicted = MEMORY * self._predicted + fade + predicted
         self._deviation = MEMORY * self._deviation + error
         low, high = RATIO_RANGE
-        bound = (self._actual + self._deviation) / self._predicted
+        bound = (self._actual + DEVIATIONS * self._deviation) / self._predicted
         self.bound = min(max(bound, low), high)
 
     def observe_at_least(self, *, predicted: float, elapsed: float) -> None:
@@ -65,10 +69,12 @@ class Admission:
     Attributes:
         refusals: by what could not be met: the request's "deadline", the operator's limit to the
             "queue"; or "live_requests", which is counted by who knows their number.
+        queues: what is booked, by priority.
     """
 
     def __init__(self) -> None:
         self.refusals: Counter[str] = Counter()
+        self.queues = PriorityQueues()
         self._first = Correction()
         self._rest = Correction()
 
@@ -93,14 +99,16 @@ class Admission:
             )
         return Choice(soonest, f"in time: elsewhere {late[choice.slot]:.2f} s late")
 
-    def check_wait(self, table: WorkerTable, slots: Slots, *, latest_at: float, now: float) -> None:
+    def check_wait(
+        self, table: WorkerTable, slots: Slots, *, latest_at: float, priority: int, now: float
+    ) -> None:
         """Whether a first token could come by `latest_at`, had its prompt no length: to be asked
         before work is spent on the prompt.
 
         Raises:
             Overloaded: it could not.
         """
-        waits = table.wait_seconds[slots] * self._first.bound
+        waits = self.queues.wait_seconds(table, priority)[slots] * self._first.bound
         waits[table.num_requests[slots] == 0.0] = 0.0
         late = now + float(waits.min(initial=np.inf)) - latest_at
         if len(slots) and late > 0.0:
@@ -129,13 +137,22 @@ class Admission:
 
     # Outcomes
 
+    def booked(self, booking: Booking) -> None:
+        """It was placed."""
+        self.queues.add(booking)
+
     def started(self, booking: Booking, *, now: float) -> None:
         """Its first token came."""
+        self.queues.remove(booking)
         booking.started_at = now
         self._first.observe(predicted=booking.first_token_seconds, actual=now - booking.placed_at)
 
-    def closed(self, booking: Booking, *, now: float) -> None:
+    def closed(self, booking: Booking, *, broke_off: bool, now: float) -> None:
         """It ended; one that broke off tells nothing."""
+        if booking.started_at is None:
+            self.queues.remove(booking)
+        if broke_off:
+            return
         if booking.started_at is None:
             elapsed = now - booking.placed_at
             self._first.observe_at_least(predicted=booking.first_token_seconds, elapsed=elapsed)
@@ -151,5 +168,5 @@ def first_token_seconds(candidates: Candidates) -> Column:
     own *= table.half_seconds_per_pair
     own += table.seconds_per_token
     own *= candidates.missed_tokens
-    own += table.wait_seconds
+    own += candidates.wait_seconds
     return own

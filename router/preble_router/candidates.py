@@ -23,6 +23,8 @@ class Candidates:
         barred: 0 for those, infinity for all others: add it to a cost.
         cached_tokens: prompt tokens each worker will find in its cache, at most all but one.
         missed_tokens: prompt tokens each worker will have to compute.
+        wait_seconds: until its prefill would start: what the table says, less what is queued with
+            a lower priority.
         table: the state of all workers.
         match: the request's path in the tree, before it was placed.
         predicted_output_tokens: expected length of the answer.
@@ -34,6 +36,7 @@ class Candidates:
     barred: Column
     cached_tokens: Column
     missed_tokens: Column
+    wait_seconds: Column
     table: WorkerTable
     match: ClusterMatch
     predicted_output_tokens: float
@@ -49,7 +52,7 @@ class Candidates:
         context = float(self.cached_tokens[slot]) + self.request.num_tokens
         per_token = float(table.seconds_per_token[slot])
         per_token += context * float(table.half_seconds_per_pair[slot])
-        return float(table.wait_seconds[slot]) + float(self.missed_tokens[slot]) * per_token
+        return float(self.wait_seconds[slot]) + float(self.missed_tokens[slot]) * per_token
 
     def booking(self, slot: int, *, path_end: ClusterNode, expected_until: float) -> Booking:
         """The attempt as it weighs on `slot`, whose row does not count it yet."""
@@ -58,6 +61,7 @@ class Candidates:
         return Booking(
             request_id=request.request_id,
             attempt=request.attempt,
+            priority=request.priority,
             slot=slot,
             prompt_tokens=request.num_tokens,
             prefill_tokens=request.num_tokens - cached,

@@ -189,14 +189,16 @@ class Dispatcher:
             )
         return generation
 
-    def check_admission(self, *, num_requests: int = 1, deadline_at: float | None = None) -> None:
+    def check_admission(
+        self, *, num_requests: int = 1, deadline_at: float | None = None, priority: int = 0
+    ) -> None:
         """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any such
         prompt, or for the last of `num_requests`."""
         self._check_room(num_requests)
         now = self._clock()
         times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
         if known := [at for at in times if at is not None]:
-            self.scheduler.check_wait(latest_at=min(known), now=now)
+            self.scheduler.check_wait(latest_at=min(known), priority=priority, now=now)
 
     def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
         """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""

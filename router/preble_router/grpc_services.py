@@ -144,7 +144,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         sampling = self._read_sampling(request)
         seconds = context.time_remaining()
         deadline_at = None if seconds is None else monotonic() + seconds
-        self._dispatcher.check_admission(deadline_at=deadline_at)
+        self._dispatcher.check_admission(deadline_at=deadline_at, priority=request.priority)
         tokens = await self._prompts.read(request, "prompt")
         context_tokens = self._dispatcher.context_tokens
         if context_tokens is None:

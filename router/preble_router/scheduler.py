@@ -116,10 +116,12 @@ class GlobalScheduler:
             self._record(now, placement)
         return placement
 
-    def check_wait(self, *, latest_at: float, now: float) -> None:
+    def check_wait(self, *, latest_at: float, priority: int = 0, now: float) -> None:
         """Whether some queue lets a first token come by `latest_at`; raises `Overloaded`."""
         slots = self._roster.open_slots
-        self.admission.check_wait(self._table, slots, latest_at=latest_at, now=now)
+        self.admission.check_wait(
+            self._table, slots, latest_at=latest_at, priority=priority, now=now
+        )
 
     def explain(self, request: RouteRequest, *, now: float) -> Explanation:
         """What `place` would do now, and how each worker that may take it compares.
@@ -149,6 +151,7 @@ class GlobalScheduler:
             barred=barred,
             cached_tokens=cached,
             missed_tokens=request.num_tokens - cached,
+            wait_seconds=self.admission.queues.wait_seconds(self._table, request.priority),
             table=self._table,
             match=match,
             predicted_output_tokens=self._output_length.predict(request),
@@ -164,6 +167,7 @@ class GlobalScheduler:
         self._bookings[request.request_id] = booking
         self._expecting.append(booking)
         worker.load.book(booking)
+        self.admission.booked(booking)
         worker.placed_total += 1
         self._table.mean_prompt += 0.01 * (request.num_tokens - self._table.mean_prompt)
         self._publish(worker)
@@ -313,8 +317,7 @@ class GlobalScheduler:
         worker = self._roster.at(booking.slot)
         worker.load.close(booking)
         self._publish(worker)
-        if output_tokens is not None:
-            self.admission.closed(booking, now=now)
+        self.admission.closed(booking, broke_off=output_tokens is None, now=now)
         self.policy.closed(booking, output_tokens=output_tokens, now=now)
 
     def _withdraw(self, booking: Booking) -> None:
@@ -387,6 +390,7 @@ class GlobalScheduler:
             live = [b for b in self._bookings.values() if b.slot == worker.slot]
             worker.load.check(live)
             assert (worker.spec.worker_id in self._asking) == (not worker.feed.is_synced)
+        self.admission.queues.check(self._bookings.values())
         self._tree.check_expected(
             [(b.slot, b.path_end) for b in self._bookings.values() if b.path_end is not None]
         )

@@ -94,3 +94,15 @@ def test_what_cannot_be_simulated_is_said(
 ) -> None:
     assert run(["simulate", str(trace), *flags]) == 2
     assert complaint in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_cannot_be_in_time_is_refused_and_goodput_is_shown(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.json"
+    flags = ["--workers", "1", "--timeout", "0.3", "--rate", "1000", "--out", str(out)]
+    assert run(["simulate", str(trace), *flags]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "goodput" in shown and "refused" in shown and "overloaded" in shown
+    goodput = json.loads(out.read_text())["cells"][0]["goodput"]
+    assert 0 < goodput["num_good"] < 24 and goodput["num_refused"] > 0

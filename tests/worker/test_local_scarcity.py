@@ -227,3 +227,26 @@ def test_a_later_attempt_replaces_an_earlier_one() -> None:
     worker.scheduler.add(worker.requests["r", 2], now=worker.now)  # A duplicate: no effect.
     worker.run()
     assert len(worker.output("r", 2).tokens) == 9
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_no_work_is_spent_on_who_cannot_be_in_time_while_others_wait(policy: str) -> None:
+    worker = Worker(policy=policy, max_sequences=1)
+    worker.submit("running", [1] * 8, max_tokens=10, deadline_at=50.0)
+    worker.step()
+    long = {"max_tokens": 30, "predicted_output_tokens": 30}
+    worker.submit("lost", [1] * 8 + [2], deadline_at=15.0, priority=1, **long)
+    worker.submit("newer", [3] * 8, max_tokens=3, deadline_at=16.0, predicted_output_tokens=3)
+    worker.run()
+    assert worker.output("newer").finish_reason is FinishReason.LENGTH
+    assert worker.output("lost").finish_reason is FinishReason.DEADLINE
+    assert len(worker.output("lost").tokens) < 4
+
+
+def test_who_cannot_be_in_time_runs_where_nobody_else_wants_to() -> None:
+    worker = Worker(max_sequences=1)
+    worker.submit("lost", [2] * 8, max_tokens=30, deadline_at=5.0, predicted_output_tokens=30)
+    worker.submit("wrong", [3] * 8, max_tokens=5, deadline_at=20.0, predicted_output_tokens=300)
+    worker.run()
+    assert worker.output("lost").tokens
+    assert worker.output("wrong").finish_reason is FinishReason.LENGTH

@@ -69,12 +69,10 @@ class LocalScheduler:
         self._cache = PageCache(
             config.num_pages, config.page_tokens, epoch=epoch, sharing=config.prefix_caching
         )
-        self._waiting = WaitingQueue(
-            self._cache, policy, age_escape_seconds=config.age_escape_seconds
-        )
+        self._deadlines = Deadlines(max_batch_tokens=config.max_batch_tokens)
+        self._waiting = WaitingQueue(self._cache, policy, self._deadlines, config)
         self._prefills = Prefills()
         self._decodes = DecodeRows(self.tables, config)
-        self._deadlines = Deadlines()
         self._outbox = Outbox(policy)
         self._slots = Slots(self.tables, self._cache, config.tiers)
         self._totals = Totals()
@@ -185,6 +183,7 @@ class LocalScheduler:
         assert batch is self._under_way and len(tokens) == np.count_nonzero(batch.samples)
         self._under_way = None
         self._totals.busy_seconds += now - self._scheduled_at
+        self._deadlines.stepped(now - self._scheduled_at)
         decoded = NO_TOKENS
         if batch.num_decodes:
             decoded = self._complete_decodes(tokens[: batch.num_decodes], now)

@@ -70,6 +70,7 @@ class Sequence:
         following: (request, its progress) that this one last waited for, and since which step.
         num_generated: output tokens as policies see them: exact while it waits and when it ended,
             else as of the last review.
+        is_lost: it waits, and can no longer meet its deadline.
         num_pauses: how often it was preempted with output, each of which a client saw as a gap.
         waiting_since, waited_seconds: since when it waits, and how long it did before.
         standing: what the policy remembers of it.
@@ -91,6 +92,7 @@ class Sequence:
         "generated",
         "has_output",
         "is_hidden",
+        "is_lost",
         "namespace_page",
         "node",
         "num_computed",
@@ -169,6 +171,7 @@ class Sequence:
         self.cached_tokens = 0
         self.served_from_cache: int | None = None
         self.has_output = False
+        self.is_lost = False
         self.num_pauses = 0
         self.slot = 0
         self.node: CacheNode | None = None

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import groupby, islice
+from operator import attrgetter
 
 from sortedcontainers import SortedDict
 
+from preble_worker.config import SchedulerConfig
+from preble_worker.deadlines import Deadlines
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import LocalPolicy
 from preble_worker.sequence import Sequence, Stage
@@ -13,16 +16,26 @@ from preble_worker.sequence import Sequence, Stage
 class WaitingQueue:
     """Waiting requests, higher priority first and oldest first within a priority.
 
+    Those that can no longer meet their deadlines come behind all others, so that under overload no
+    work is spent on them; they run when nobody else waits, or end when their time is up.
+
     Attributes:
-        num_missing: tokens that the waiting requests have to compute. What the cache holds of a
-            request is looked up when it arrives and again, if it changed, while the request is
-            in the window.
+        num_missing: tokens that the waiting requests have to compute, but for the lost ones. What
+            the cache holds of a request is looked up when it arrives and again, if it changed,
+            while the request is in the window.
     """
 
-    def __init__(self, cache: PageCache, policy: LocalPolicy, *, age_escape_seconds: float) -> None:
+    def __init__(
+        self,
+        cache: PageCache,
+        policy: LocalPolicy,
+        deadlines: Deadlines,
+        config: SchedulerConfig,
+    ) -> None:
         self._cache = cache
         self._policy = policy
-        self._age_escape_seconds = age_escape_seconds
+        self._deadlines = deadlines
+        self._age_escape_seconds = config.age_escape_seconds
         self._queue: SortedDict = SortedDict()
         self.num_missing = 0
 
@@ -34,13 +47,14 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence, *, now: float) -> None:
         sequence.waiting_since = now
-        self._queue[-sequence.priority, sequence.order] = sequence
+        sequence.is_lost = False
         self._look_up(sequence)
-        self.num_missing += sequence.num_missing
+        self._enter(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        del self._queue[-sequence.priority, sequence.order]
-        self.num_missing -= sequence.num_missing
+        del self._queue[_key(sequence)]
+        if not sequence.is_lost:
+            self.num_missing -= sequence.num_missing
 
     def window(self) -> list[Sequence]:
         """Whom the policy is shown: the oldest, and with them the newest where old age does not
@@ -60,10 +74,9 @@ class WaitingQueue:
         unless the policy bounds waits itself. Because nobody overtakes a request that lacks pages,
         theirs are then as good as reserved.
         """
-        window = self.window()
-        for sequence in window:
-            if not sequence.prefix.is_current():
-                self.refresh(sequence)
+        window = self._current_window()
+        while self._deadlines and self._demote_lost(window, now=now):
+            window = self._current_window()
         for same_priority in _by_priority(window):
             young = self._first_young(same_priority, now)
             yield from same_priority[:young]
@@ -79,8 +92,30 @@ class WaitingQueue:
     def refresh(self, sequence: Sequence) -> None:
         """Look a waiting request up again if the cache changed where its match ended."""
         if not sequence.prefix.is_current():
-            self.num_missing -= sequence.num_missing
+            before = sequence.num_missing
             self._look_up(sequence)
+            if not sequence.is_lost:
+                self.num_missing += sequence.num_missing - before
+
+    def _current_window(self) -> list[Sequence]:
+        window = self.window()
+        for sequence in window:
+            if not sequence.prefix.is_current():
+                self.refresh(sequence)
+        return window
+
+    def _demote_lost(self, window: list[Sequence], *, now: float) -> bool:
+        """Put those that have become hopeless behind all others; whether there were any."""
+        lost = [s for s in window if not s.is_lost and self._deadlines.is_lost(s, now=now)]
+        for sequence in lost:
+            self.remove(sequence)
+            sequence.is_lost = True
+            self._enter(sequence)
+        return bool(lost)
+
+    def _enter(self, sequence: Sequence) -> None:
+        self._queue[_key(sequence)] = sequence
+        if not sequence.is_lost:
             self.num_missing += sequence.num_missing
 
     def _first_young(self, sequences: list[Sequence], now: float) -> int:
@@ -100,14 +135,21 @@ class WaitingQueue:
         sequence.cached_tokens = sequence.prefix.num_pages * self._cache.page_tokens
 
     def check(self) -> None:
-        assert self.num_missing == sum(sequence.num_missing for sequence in self)
+        assert self.num_missing == sum(s.num_missing for s in self if not s.is_lost)
         for key, sequence in self._queue.items():
-            assert key == (-sequence.priority, sequence.order)
+            assert key == _key(sequence)
             assert sequence.stage is Stage.WAITING and sequence.node is None
 
 
+def _key(sequence: Sequence) -> tuple[bool, int, int]:
+    return sequence.is_lost, -sequence.priority, sequence.order
+
+
+_rank = attrgetter("is_lost", "priority")
+
+
 def _by_priority(window: list[Sequence]) -> list[list[Sequence]]:
-    """Runs of one priority; nearly always there is only one."""
-    if not window or window[0].priority == window[-1].priority:
+    """Runs of one priority, of the hopeful and then the lost; nearly always there is only one."""
+    if not window or _rank(window[0]) == _rank(window[-1]):
         return [window]
-    return [list(run) for _, run in groupby(window, key=lambda sequence: sequence.priority)]
+    return [list(run) for _, run in groupby(window, key=_rank)]

@@ -63,6 +63,8 @@ def run(settings: SimulateSettings) -> int:
                 ),
                 ttft_slo_seconds=settings.ttft_slo,
                 tbt_slo_seconds=settings.tbt_slo,
+                timeout_seconds=settings.timeout,
+                max_queue_seconds=settings.max_queue_seconds,
                 max_batch_tokens=settings.max_num_batched_tokens,
                 max_sequences=settings.max_num_seqs,
                 context_tokens=settings.max_model_len,

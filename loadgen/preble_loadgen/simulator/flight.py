@@ -25,7 +25,7 @@ class Flight:
 
     Attributes:
         tokens: packed prompt.
-        asked_at: when its client sent it.
+        asked_at: when its client sent it. deadline_at: when it must have ended, None for any time.
         attempt: of the present placement, from 1.
         session: where it runs, None while no worker has it.
         num_output: output tokens delivered, by all attempts.
@@ -45,6 +45,7 @@ class Flight:
     stated_max_tokens: int
     vocab_size: int
     asked_at: float
+    deadline_at: float | None = None
     attempt: int = 0
     session: "Session | None" = None
     worker_id: str = ""
@@ -106,6 +107,7 @@ class Flight:
             attempt=placement.attempt,
             num_delivered=self.num_output,
             namespace=self.request.namespace,
+            deadline_at=self.deadline_at,
             predicted_output_tokens=self.predicted_output_tokens,
             ttft_slo_seconds=self.request.ttft_slo_seconds,
             tbt_slo_seconds=self.request.tbt_slo_seconds,

@@ -30,6 +30,8 @@ class SimulationOptions:
         prefix_caching: whether workers share and keep prefixes.
         tiers: of each worker's cache, beyond full-precision KV on the device.
         ttft_slo_seconds, tbt_slo_seconds: objectives of requests that state none.
+        timeout_seconds: within which each request must have ended, or is refused if it is predicted
+            not to; 0 for any time. max_queue_seconds: as in the router.
         seed: of everything random. Another seed also means other prompts with the same sharing.
         wire_seconds: what a message between router and worker takes, each way.
         report_seconds: steps that compute the same requests are reported together, for at most
@@ -58,6 +60,8 @@ class SimulationOptions:
     tiers: TierConfig = NO_TIERS
     ttft_slo_seconds: float = 1.0
     tbt_slo_seconds: float = 1.0
+    timeout_seconds: float = 0.0
+    max_queue_seconds: float = 0.0
     seed: int = 0
     wire_seconds: float = 0.0005
     report_seconds: float = 0.2
@@ -90,7 +94,12 @@ class SimulationOptions:
                 f"length predictor {self.length_predictor!r} is unknown; there are "
                 f"{', '.join((*LENGTH_PREDICTOR_NAMES, ORACLE))}"
             )
-        for name, least in (("length_noise", self.length_noise), ("max_tokens", self.max_tokens)):
+        for name, least in (
+            ("length_noise", self.length_noise),
+            ("max_tokens", self.max_tokens),
+            ("timeout_seconds", self.timeout_seconds),
+            ("max_queue_seconds", self.max_queue_seconds),
+        ):
             if not least >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {least}")
         for name, seconds in (

@@ -8,7 +8,7 @@ cache before report, snapshots asked for, silent workers left, broken attempts p
 import random
 from collections.abc import Callable
 
-from preble.errors import NoWorkers
+from preble.errors import DeadlineExceeded, NoWorkers, Overloaded
 from preble.events import CacheEvents
 from preble.page_keys import TOKEN_BYTES, namespace_seed, num_tokens, page_keys
 from preble.types import FinishReason, RequestOutput
@@ -244,6 +244,8 @@ class SimulatedRouter:
         """The worker is done with the request."""
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._settle(flight, reason)
+        elif reason is FinishReason.DEADLINE:
+            self._settle(flight, DeadlineExceeded.code)
         else:
             self._break_off(flight)
             self._go_on(flight, wait=False)
@@ -255,14 +257,15 @@ class SimulatedRouter:
         self.live[flight.request_id] = flight
         try:
             self._place(flight)
-        except NoWorkers:
-            self._settle(flight, NoWorkers.code)
+        except (NoWorkers, Overloaded) as error:
+            self._settle(flight, error.code)
 
     def _place(self, flight: Flight) -> None:
         """Book and submit the next attempt; changes nothing when it raises `NoWorkers`."""
         tokens = flight.known_tokens()
         seed = namespace_seed(flight.request.namespace)
         keys = page_keys(tokens, page_tokens=self._options.page_tokens, seed=seed)
+        patience = self._options.max_queue_seconds
         if flight.prompt is None:
             self._lengths.predict(flight, keys)
         placement = self.scheduler.place(
@@ -275,6 +278,8 @@ class SimulatedRouter:
                 namespace=flight.request.namespace,
                 predicted_output_tokens=flight.remaining_output_tokens,
                 excluded=self._excluded(flight),
+                start_by=self._agenda.now + patience if patience else None,
+                deadline_at=flight.deadline_at,
             ),
             now=self._agenda.now,
         )
@@ -363,7 +368,7 @@ class SimulatedRouter:
                 RequestFinished(
                     flight.request_id, flight.attempt, flight.num_output - flight.num_before
                 )
-                if isinstance(end, FinishReason)
+                if isinstance(end, FinishReason) or end == DeadlineExceeded.code
                 else RequestFailed(flight.request_id, flight.attempt)
             )
             self.scheduler.observe(event, now=self._agenda.now)

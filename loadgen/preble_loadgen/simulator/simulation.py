@@ -148,6 +148,9 @@ class _Simulation:
             stated_max_tokens=max(options.max_tokens, request.output_tokens),
             vocab_size=options.vocab_size,
             asked_at=self._agenda.now,
+            deadline_at=self._agenda.now + options.timeout_seconds
+            if options.timeout_seconds
+            else None,
         )
         if self._router is None:
             self._end(flight, "router_lost")

@@ -70,7 +70,9 @@ class CompletionRoutes:
         check_model(chat.common.model, self._config.model)
         deadline_at = _deadline_at(request)
         self._dispatcher.check_admission(
-            num_requests=chat.common.num_choices, deadline_at=deadline_at
+            num_requests=chat.common.num_choices,
+            deadline_at=deadline_at,
+            priority=chat.common.priority,
         )
         prompt = await self._prompts.encode_chat(
             chat.messages, template_variables=chat.template_variables
@@ -92,8 +94,11 @@ class CompletionRoutes:
         )
         check_model(completion.common.model, self._config.model)
         deadline_at = _deadline_at(request)
-        num_requests = len(completion.prompts) * completion.common.num_choices
-        self._dispatcher.check_admission(num_requests=num_requests, deadline_at=deadline_at)
+        self._dispatcher.check_admission(
+            num_requests=len(completion.prompts) * completion.common.num_choices,
+            deadline_at=deadline_at,
+            priority=completion.common.priority,
+        )
         prompts = [
             prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)
             for prompt in completion.prompts

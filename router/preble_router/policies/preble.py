@@ -82,7 +82,7 @@ class Preble(RoutingPolicy):
         work = own if evict is None else own + evict
         credit = self._credit(candidates, own, evict)
         return {
-            "wait": weights.wait * table.wait_seconds,
+            "wait": weights.wait * candidates.wait_seconds,
             "own": weights.own * own,
             "evict": none if evict is None else evict,
             "delay": work * self._delay(candidates, work),
@@ -93,14 +93,15 @@ class Preble(RoutingPolicy):
 
     def _cost(self, candidates: Candidates) -> Column:
         """The sum of `terms`, infinite for barred workers, in as few array operations as can be."""
-        weights, table = self.weights, candidates.table
+        weights = self.weights
         own, evict = self._own(candidates), self._evict(candidates)
         cost = self._burden(candidates, own, evict)
         if evict is not None:
             cost += evict
         if weights.plan and (credit := self._credit(candidates, own, evict)) is not None:
             cost -= credit
-        cost += table.wait_seconds if weights.wait == 1.0 else weights.wait * table.wait_seconds
+        wait = candidates.wait_seconds
+        cost += wait if weights.wait == 1.0 else weights.wait * wait
         if weights.decode:
             cost += self._decode(candidates, weights.decode)
         if len(candidates.open_slots) < len(cost):
