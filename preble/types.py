@@ -110,7 +110,7 @@ class WorkerSpec:
         max_sequences: requests that run at the same time.
         context_tokens: longest prompt plus output of one request.
         cost: seconds per step, as profiled or from first principles.
-        host_capacity_tokens: tokens of KV that fit its cache in host memory, 0 for none.
+        host_capacity_tokens: tokens of evicted prefixes that fit its host memory, 0 for none.
         host_token_seconds: what a token's KV takes to come from there.
     """
 

@@ -36,6 +36,7 @@ PURE = [
     "router/preble_router/scheduler.py",
     "router/preble_router/admission.py",
     "router/preble_router/event_feed.py",
+    "router/preble_router/host_tree.py",
     "router/preble_router/liveness.py",
     "router/preble_router/pace.py",
     "router/preble_router/poison.py",

@@ -353,7 +353,7 @@ class Hello(google.protobuf.message.Message):
     engine: builtins.str
     """"torch" or "simulated"."""
     host_capacity_tokens: builtins.int
-    """Tokens of KV that fit its cache in host memory; 0 for none."""
+    """Tokens of evicted prefixes that fit its host memory; 0 for none."""
     host_token_seconds: builtins.float
     """Seconds that a token's KV takes to come from there."""
     @property

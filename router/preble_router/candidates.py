@@ -21,8 +21,10 @@ class Candidates:
     Attributes:
         open_slots: the slots that may be chosen, ascending, never empty.
         barred: 0 for those, infinity for all others: add it to a cost.
-        cached_tokens: prompt tokens each worker will find in its cache, at most all but one.
-        missed_tokens: prompt tokens each worker will have to compute.
+        cached_tokens: prompt tokens each worker will find in its cache, at most all but one. One
+            that it finds in host memory counts for as much as copying saves of computing it.
+        missed_tokens: prompt tokens each worker will have to compute, all that are not cached.
+        held_tokens: prompt tokens each worker will find, wherever.
         wait_seconds: until its prefill would start: what the table says, less what is queued with
             a lower priority.
         table: the state of all workers.
@@ -36,6 +38,7 @@ class Candidates:
     barred: Column
     cached_tokens: Column
     missed_tokens: Column
+    held_tokens: Column
     wait_seconds: Column
     table: WorkerTable
     match: ClusterMatch
@@ -57,15 +60,14 @@ class Candidates:
     def booking(self, slot: int, *, path_end: ClusterNode, expected_until: float) -> Booking:
         """The attempt as it weighs on `slot`, whose row does not count it yet."""
         request = self.request
-        cached = int(self.cached_tokens[slot])
         return Booking(
             request_id=request.request_id,
             attempt=request.attempt,
             priority=request.priority,
             slot=slot,
             prompt_tokens=request.num_tokens,
-            prefill_tokens=request.num_tokens - cached,
-            cached_tokens=cached,
+            prefill_tokens=request.num_tokens - int(self.cached_tokens[slot]),
+            cached_tokens=int(self.held_tokens[slot]),
             predicted_output_tokens=self.predicted_output_tokens,
             placed_at=self.now,
             expected_until=expected_until,
@@ -80,7 +82,7 @@ class Candidates:
             request_id=self.request.request_id,
             attempt=self.request.attempt,
             worker_id=self.table.worker_ids[slot],
-            cached_tokens=int(self.cached_tokens[slot]),
+            cached_tokens=int(self.held_tokens[slot]),
             predicted_output_tokens=self.predicted_output_tokens,
             reason=reason,
         )
@@ -90,7 +92,7 @@ class Candidates:
         return tuple(
             CandidateTerms(
                 worker_id=self.table.worker_ids[slot],
-                cached_tokens=int(self.cached_tokens[slot]),
+                cached_tokens=int(self.held_tokens[slot]),
                 terms={name: float(column[slot]) for name, column in terms.items()},
             )
             for slot in self.open_slots.tolist()

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from preble.events import Stored
 from preble.types import WorkerSpec
 from preble_router.cluster_tree import ClusterTree
-from preble_router.event_feed import EventFeed
+from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.host_tree import HostTree
 from preble_router.load import WorkerLoad
 from preble_router.worker_table import WorkerTable
 from preble_router.worker_view import WorkerView
@@ -48,7 +50,23 @@ class ClusterWorker:
             return
         self.priced_at = now
         share = tree.reuse_share(self.slot, num_nodes=PRICE_NODES)
-        table.price_eviction(self.slot, share * float(table.seconds_per_token[self.slot]))
+        seconds = float(table.seconds_per_token[self.slot])
+        if self.spec.host_capacity_tokens:  # It goes to the host, from where it comes back.
+            seconds = min(seconds, self.spec.host_token_seconds)
+        table.price_eviction(self.slot, share * seconds)
+
+    def follow(self, step: FeedStep, tree: ClusterTree, host_tree: HostTree) -> None:
+        """Do to its marks in both trees what its feed decided."""
+        slot = self.slot
+        if step.forget or step.snapshot is not None:
+            tree.forget(slot)
+            host_tree.forget(slot)
+        if step.snapshot is not None:
+            tree.apply(slot, map(Stored, step.snapshot.paths))
+            host_tree.apply(slot, map(Stored, step.snapshot.host_paths))
+        for batch in step.batches:
+            tree.apply(slot, batch.events)
+            host_tree.apply(slot, batch.host_events)
 
     def view(self, tree: ClusterTree) -> WorkerView:
         load = self.load

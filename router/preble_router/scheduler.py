@@ -16,6 +16,7 @@ from preble_router.candidates import Candidates
 from preble_router.cluster_tree import ClusterTree
 from preble_router.cluster_worker import ClusterWorker
 from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.host_tree import HostTree
 from preble_router.load import WorkerLoad
 from preble_router.output_length import OutputLength
 from preble_router.pace import FleetPace
@@ -81,6 +82,7 @@ class GlobalScheduler:
         self._rng = rng
         self._record = record
         self._tree = ClusterTree(page_tokens)
+        self._host_tree = HostTree(page_tokens)
         self._table = WorkerTable()
         self._roster = Roster(self._table)
         self._output_length = OutputLength()
@@ -143,7 +145,8 @@ class GlobalScheduler:
         match = self._tree.match(request.page_keys)
         # A worker computes at least the page with the last prompt token.
         most = max(request.num_tokens - 1, 0) // self.page_tokens * self.page_tokens
-        cached = self._tree.warm_tokens(match, most=most)
+        warm = self._tree.warm_tokens(match, most=most)
+        cached, held = self._host_tree.with_loaded(warm, request.page_keys, self._table, most=most)
         return Candidates(
             request=request,
             now=now,
@@ -151,6 +154,7 @@ class GlobalScheduler:
             barred=barred,
             cached_tokens=cached,
             missed_tokens=request.num_tokens - cached,
+            held_tokens=held,
             wait_seconds=self.admission.queues.wait_seconds(self._table, request.priority),
             table=self._table,
             match=match,
@@ -221,6 +225,7 @@ class GlobalScheduler:
         slot = self._roster.free_slot()
         if slot is None:
             slot = self._tree.add_slot()
+            self._host_tree.add_slot()
             self._table.add_slot()
         fleet = self._fleet_paces.setdefault(spec.cost.name, FleetPace())
         worker = ClusterWorker(
@@ -238,20 +243,14 @@ class GlobalScheduler:
         for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
             self._close(booking, now=now)
         self._tree.forget(worker.slot)
+        self._host_tree.forget(worker.slot)
         self.policy.left(worker.slot)
         self._asking.pop(worker_id, None)
         self._roster.leave(worker)
 
     def _follow(self, worker: ClusterWorker, step: FeedStep) -> None:
         """Do to the worker's marks what its feed decided."""
-        slot, tree = worker.slot, self._tree
-        if step.forget or step.snapshot is not None:
-            tree.forget(slot)
-        if step.snapshot is not None:
-            for path in step.snapshot.paths:
-                tree.store(slot, path)
-        for batch in step.batches:
-            tree.apply(slot, batch.events)
+        worker.follow(step, self._tree, self._host_tree)
         self._note_sync(worker)
         if step.forget or step.snapshot is not None:
             self._roster.reopen()
@@ -385,6 +384,7 @@ class GlobalScheduler:
     def check(self) -> None:
         """Assert that tree, books and table agree; cost grows with the tree, for tests."""
         self._tree.check()
+        self._host_tree.check()
         self._roster.check()
         for worker in self._roster:
             live = [b for b in self._bookings.values() if b.slot == worker.slot]

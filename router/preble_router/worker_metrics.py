@@ -46,11 +46,13 @@ _LOAD_GAUGES: tuple[tuple[str, str, "Callable[[LoadReport], float]"], ...] = (
     ("free_pages", "Cache pages that hold nothing.", lambda r: r.free_pages),
     ("cached_pages", "Cache pages that no request uses and that can go.", lambda r: r.cached_pages),
     ("used_pages", "Cache pages that running requests use.", lambda r: r.used_pages),
+    ("host_pages", "Cache pages in its host memory.", lambda r: r.host_pages),
 )
 _LOAD_COUNTERS: tuple[tuple[str, str, "Callable[[LoadReport], float]"], ...] = (
     ("preemptions", "Requests the worker set back to make room.", lambda r: r.preemptions_total),
     ("prompt_tokens", "Of the requests it started.", lambda r: r.prompt_tokens_total),
     ("cached_tokens", "Of those, served from its cache.", lambda r: r.cached_tokens_total),
+    ("loaded_tokens", "Of those, from its host memory.", lambda r: r.loaded_tokens_total),
     ("busy_seconds", "Time it spent in steps.", lambda r: r.busy_seconds_total),
 )
 

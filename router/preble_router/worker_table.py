@@ -26,6 +26,7 @@ _COLUMNS = (
     "decode_seconds_per_context",
     "free_tokens",
     "eviction_price",
+    "load_seconds",
 )
 
 
@@ -51,7 +52,8 @@ class WorkerTable:
             for a part of its life only).
         decode_seconds_per_context: of the latter, per token of the request's context.
         free_tokens: of KV that a new request can have without evicting anything.
-        eviction_price: expected seconds to recompute, per token evicted next.
+        eviction_price: expected seconds to have it again, per token evicted next.
+        load_seconds: what a token takes to come from the worker's host memory.
     """
 
     outstanding_tokens: Column
@@ -66,6 +68,7 @@ class WorkerTable:
     decode_seconds_per_context: Column
     free_tokens: Column
     eviction_price: Column
+    load_seconds: Column
 
     def __init__(self) -> None:
         self.worker_ids: list[str] = []
@@ -81,6 +84,14 @@ class WorkerTable:
         if price != self.eviction_price[slot]:
             self.eviction_price[slot] = price
             self.has_prices = bool(self.eviction_price.any())
+
+    def loaded_share(self) -> Column:
+        """What a worker saves by taking a token from its host memory, as a share of computing it.
+
+        0 where it would rather compute it.
+        """
+        seconds = np.maximum(self.seconds_per_token, np.finfo(np.float64).tiny)
+        return np.maximum(1.0 - self.load_seconds / seconds, 0.0)
 
     @property
     def num_slots(self) -> int:
@@ -149,3 +160,4 @@ class WorkerTable:
         self.decode_seconds[slot] = decode_step + 0.5 * requests * growth
         self.decode_seconds_per_context[slot] = 0.5 * requests * growth_per_context
         self.free_tokens[slot] = load.free_tokens
+        self.load_seconds[slot] = spec.host_token_seconds

@@ -90,9 +90,14 @@ class SchedulerConfig:
         return min(self.max_sequences, self.max_batch_tokens)
 
     @property
+    def keeps_evicted(self) -> bool:
+        """Whether prefixes that the device evicts may go to the host, for whoever has the same."""
+        return self.prefix_caching and self.tiers.host_pages > 0 and not self.tiers.int8
+
+    @property
     def host_capacity_tokens(self) -> int:
-        """Tokens that fit the host's pool."""
-        return self.tiers.host_pages * self.page_tokens
+        """Tokens of such prefixes that fit the host's pool."""
+        return self.tiers.host_pages * self.page_tokens if self.keeps_evicted else 0
 
     @property
     def host_token_seconds(self) -> float:

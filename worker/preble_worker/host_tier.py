@@ -74,7 +74,7 @@ class HostTier:
         self._cache = cache
         self._slots = slots
         self._host = HostPages(config.tiers, config.page_tokens)
-        self._keeps_evicted = config.prefix_caching and not config.tiers.int8
+        self._keeps_evicted = config.keeps_evicted
         if self._keeps_evicted:
             cache.put_above(self._host.cache, self._keep)
         self._kept: dict[Sequence, CacheNode] = {}

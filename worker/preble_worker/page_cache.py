@@ -125,6 +125,10 @@ class PageCache:
             next_page = path[at : at + self.page_bytes]
         return CachedPrefix(max(0, match.num_pages - 1), node, next_page, len(node.edge))
 
+    def num_below(self, path: bytes) -> int:
+        """Pages of `path` that the cache below holds."""
+        return self._below.lookup(path).num_pages if self._below else 0
+
     def pin(self, path: bytes) -> tuple[CacheNode, PageArray]:
         """Hold `path`, all of whose pages are cached: its end's node and its physical pages."""
         if not self.sharing:

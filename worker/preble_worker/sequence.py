@@ -54,7 +54,8 @@ class Sequence:
         order: place in the order of arrival; kept through preemption, so that a preempted
             request resumes before newer ones.
         prefix: what the cache held of `tokens` when last looked up.
-        cached_tokens: of `tokens`, as of that lookup; what policies see.
+        cached_tokens: of `tokens`, as of that lookup, those in host memory included; what policies
+            see.
         served_from_cache: prompt tokens that came from cache when it first ran, None before.
         slot: row in the tables while it runs.
         node: the pinned end of its shared path, None while it waits.

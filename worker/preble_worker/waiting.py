@@ -131,8 +131,10 @@ class WaitingQueue:
         return now - sequence.arrived_at >= self._age_escape_seconds
 
     def _look_up(self, sequence: Sequence) -> None:
-        sequence.prefix = self._cache.lookup(sequence.reusable_path())
-        sequence.cached_tokens = sequence.prefix.num_pages * self._cache.page_tokens
+        path = sequence.reusable_path()
+        sequence.prefix = prefix = self._cache.lookup(path)
+        num_pages = max(prefix.num_pages, self._cache.num_below(path))
+        sequence.cached_tokens = num_pages * self._cache.page_tokens
 
     def check(self) -> None:
         assert self.num_missing == sum(s.num_missing for s in self if not s.is_lost)
