@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check demo proto bench fuzz tournament scheduling-study clean \
+.PHONY: help setup serve test check demo proto bench fuzz vopr vopr-mutants tournament scheduling-study clean \
 	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order
 
 help:  ## List these verbs.
@@ -63,6 +63,16 @@ FAULTS ?= --peer .faults-peer
 
 faults: $(READY)  ## Do every fault to a live cluster, and to sglang-router; FAULTS=options.
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
+SEEDS ?= 10000
+JOBS ?= 2
+vopr = PYTHONPATH=tests $(BIN)/python -m vopr --jobs $(JOBS) $(if $(MUTANT),--mutant $(MUTANT))
+
+vopr: $(READY)  ## Simulate SEEDS=10000 lives of a cluster with faults; SEED=n replays one.
+	$(vopr) $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+vopr-mutants: $(READY)  ## Plant bugs, and show that simulated lives find each of them.
+	$(vopr) --mutants --seeds 400
 
 TOURNAMENT ?= --traces ../shared/traces
 

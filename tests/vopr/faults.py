@@ -1,0 +1,321 @@
+"""What goes wrong. Each fault is a coroutine that draws its particulars, strikes, and is healed."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from vopr.network import DOWN, UP
+from vopr.workers import Host, Process
+
+from preble.v1 import worker_pb2 as pb
+
+if TYPE_CHECKING:
+    from vopr.world import World
+
+Fault = Callable[["World", random.Random], Awaitable[None]]
+
+
+async def kill(world: "World", rng: random.Random) -> None:
+    """A worker dies, and comes back, perhaps elsewhere and with another wall clock."""
+    host = rng.choice(world.hosts)
+    host.restart_seconds = rng.choice((0.05, 0.5, 3.0, 8.0))
+    if rng.random() < 0.3:
+        host.wall_clock_offset = rng.uniform(-3600.0, 3600.0)
+    if rng.random() < 0.3:
+        host.port += 1
+    world.tell("fault: kill", host.name)
+    host.kill()
+    await asyncio.sleep(host.restart_seconds)
+
+
+async def kill_busiest(world: "World", rng: random.Random) -> None:
+    """The worker with most requests dies."""
+    host = max(world.hosts, key=lambda h: h.process.scheduler.num_live if h.process else -1)
+    host.restart_seconds = 0.5
+    world.tell("fault: kill busiest", host.name)
+    host.kill()
+    await asyncio.sleep(host.restart_seconds)
+
+
+async def cascade(world: "World", rng: random.Random) -> None:
+    """All workers die again and again, one soon after the other."""
+    world.tell("fault: cascade")
+    for _ in range(rng.randrange(2, 5)):
+        for host in world.hosts:
+            host.restart_seconds = 0.02
+            host.kill()
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
+
+
+async def hang(world: "World", rng: random.Random) -> None:
+    """A step never ends, or much too late; the service answers."""
+    process = _some_process(world, rng)
+    if process is not None:
+        seconds = rng.choice((0.5, 2.5, 6.0, 14.0))
+        world.tell("fault: hang", process.address, seconds)
+        process.hang()
+        await asyncio.sleep(seconds)
+        process.unhang()
+        _disturbed(world, process.address)
+
+
+async def freeze(world: "World", rng: random.Random) -> None:
+    """A whole process is stopped, and continued: its old messages come late."""
+    process = _some_process(world, rng)
+    if process is not None:
+        seconds = rng.choice((1.0, 3.0, 6.0, 14.0))
+        world.tell("fault: freeze", process.address, seconds)
+        await _freeze(world, process, seconds)
+
+
+async def _freeze(world: "World", process: Process, seconds: float) -> None:
+    process.hang()
+    for router in world.router_names:
+        world.network.block(router, process.address, UP, DOWN)
+    await asyncio.sleep(seconds)
+    process.unhang()
+    for router in world.router_names:
+        world.network.unblock(router, process.address, UP, DOWN)
+
+
+async def twin(world: "World", rng: random.Random) -> None:
+    """A frozen process is replaced elsewhere under the same name, and then wakes."""
+    host = rng.choice(world.hosts)
+    if rng.random() < 0.3:
+        host.wall_clock_offset = rng.uniform(-3600.0, 3600.0)
+    host.restart_seconds = 0.3
+    process = host.move()
+    if process is not None:
+        seconds = rng.choice((1.0, 4.0, 9.0))
+        world.tell("fault: twin", host.name, seconds)
+        world.zombies.append(process)
+        await _freeze(world, process, seconds)
+        await asyncio.sleep(rng.choice((0.5, 4.0)))
+        process.end()
+        world.zombies.remove(process)
+
+
+async def slow(world: "World", rng: random.Random) -> None:
+    """An engine computes slowly."""
+    host = rng.choice(world.hosts)
+    host.slowness = rng.choice((3.0, 10.0, 40.0))
+    world.tell("fault: slow", host.name, host.slowness)
+    await asyncio.sleep(rng.uniform(1.0, 8.0))
+    host.slowness = 1.0
+    _disturbed(world, host.address)
+
+
+async def partition(world: "World", rng: random.Random) -> None:
+    """A router and some workers cannot reach each other, or one cannot reach the other."""
+    router = rng.choice(world.router_names)
+    hosts = rng.sample(world.hosts, rng.randrange(1, len(world.hosts) + 1))
+    directions = rng.choice(((UP, DOWN), (UP,), (DOWN,)))
+    seconds = rng.choice((0.3, 2.5, 5.0, 10.0))
+    addresses = [host.address for host in hosts]
+    world.tell("fault: partition", router, *addresses, *directions, seconds)
+    for address in addresses:
+        world.network.block(router, address, *directions)
+    await asyncio.sleep(seconds)
+    for address in addresses:
+        world.network.unblock(router, address, *directions)
+
+
+async def reset(world: "World", rng: random.Random) -> None:
+    """Connections break, and nobody dies of it."""
+    host = rng.choice(world.hosts)
+    world.tell("fault: reset", host.address)
+    world.network.sever(address=host.address)
+
+
+async def engine_errors(world: "World", rng: random.Random) -> None:
+    """Steps of an engine raise; three in a row end its process."""
+    host = rng.choice(world.hosts)
+    host.restart_seconds = 0.5
+    host.failing_steps = rng.choice((1, 2, 3))
+    world.tell("fault: engine errors", host.name, host.failing_steps)
+    await asyncio.sleep(1.0)
+
+
+async def drain(world: "World", rng: random.Random) -> None:
+    """A router drains a worker, which ends and is started anew."""
+    host = rng.choice(world.hosts)
+    router = rng.choice(world.routers).router
+    if router is not None and host.name in router.dispatcher.membership.sessions:
+        host.restart_seconds = rng.choice((0.1, 2.0))
+        deadline = rng.choice((None, 0.0, 0.5, 3.0))
+        world.tell("fault: drain", router.name, host.name, deadline)
+        router.dispatcher.drain_worker(host.name, deadline_seconds=deadline)
+        await asyncio.sleep(6.0)
+
+
+async def router_restart(world: "World", rng: random.Random) -> None:
+    """A router dies; the next one comes after a while."""
+    host = rng.choice(world.routers)
+    if host.router is not None:
+        world.tell("fault: router restart", host.name)
+        await world.stop_router(host)
+        await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
+        world.start_router(host)
+
+
+async def suspend(world: "World", rng: random.Random) -> None:
+    """The machine is suspended: all clocks go on, and nobody has run."""
+    seconds = rng.choice((0.5, 3.0, 30.0))
+    world.tell("fault: suspend", seconds)
+    world.loop.jump(seconds)
+    for wire in world.network.wires:
+        wire.disturbed_at = world.loop.time()
+
+
+async def wrong_events(world: "World", rng: random.Random) -> None:
+    """Some of a worker's cache events or digests are lost, doubled, late or wrong."""
+    mangles = [_drop_events, _double_events, _late_events, _wrong_event, _wrong_digest]
+    await _mangle(world, rng, [rng.choice(mangles) for _ in range(rng.randrange(1, 6))])
+
+
+async def lost_last_events(world: "World", rng: random.Random) -> None:
+    """What a worker says last of its cache, before it falls idle, is lost."""
+    await asyncio.sleep(rng.uniform(0.0, 3.0))
+    await _mangle(world, rng, [_drop_events] * rng.randrange(1, 4))
+
+
+async def wrong_outputs(world: "World", rng: random.Random) -> None:
+    """Outputs are lost, doubled or shifted."""
+    mangles = [_drop_output, _double_step, _shift_output, _drop_step]
+    await _mangle(world, rng, [rng.choice(mangles) for _ in range(rng.randrange(1, 3))])
+
+
+async def wrong_tree(world: "World", rng: random.Random) -> None:
+    """What a router believes of a worker's cache is forgotten or made up."""
+    router = rng.choice(world.routers).router
+    if router is not None and router.dispatcher.membership.sessions:
+        worker_id = rng.choice(sorted(router.dispatcher.membership.sessions))
+        world.tell("fault: wrong tree", router.name, worker_id)
+        scheduler = router.dispatcher.scheduler
+        slot = next(w.slot for w in scheduler._roster if w.spec.worker_id == worker_id)
+        if rng.random() < 0.5:
+            scheduler._tree.forget(slot)
+        wire = router.wire_to(router.dispatcher.membership.sessions[worker_id])
+        paths = router.feeds[wire].paths if wire in router.feeds else ()
+        for path in sorted(paths)[: rng.randrange(4)]:
+            scheduler._tree.store(slot, path)
+
+
+async def _mangle(
+    world: "World",
+    rng: random.Random,
+    mangles: "list[Callable[[pb.WorkerMessage], list[pb.WorkerMessage] | None]]",
+) -> None:
+    host = rng.choice(world.hosts)
+    names = [mangle.__name__.strip("_") for mangle in mangles]
+    world.tell("fault:", *names, host.address)
+    world.network.mangles.setdefault(host.address, deque()).extend(mangles)
+    await asyncio.sleep(3.0)
+    world.network.mangles.pop(host.address, None)
+
+
+def _drop_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.step.HasField("cache"):
+        return None
+    message.step.ClearField("cache")
+    return [message]
+
+
+def _double_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.step.HasField("cache"):
+        return None
+    again = pb.WorkerMessage()
+    again.CopyFrom(message)
+    again.step.ClearField("outputs")
+    return [message, again]
+
+
+def _late_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    """The events come after the rest of the step, as if of the next batch's number."""
+    if not message.step.HasField("cache"):
+        return None
+    late = pb.WorkerMessage()
+    late.CopyFrom(message)
+    late.step.ClearField("outputs")
+    late.step.cache.seq += 1
+    return [late, message]
+
+
+def _wrong_event(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.step.HasField("cache"):
+        return None
+    for event in message.step.cache.events:
+        if event.WhichOneof("event") == "stored":
+            event.stored.path = event.stored.path[:-8] + b"nonsense"
+            return [message]
+    return None
+
+
+def _wrong_digest(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.HasField("step"):
+        return None
+    message.step.load.tree_key_sum ^= 1 << 17
+    return [message]
+
+
+def _drop_output(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.step.outputs:
+        return None
+    del message.step.outputs[0]
+    return [message]
+
+
+def _double_step(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    return [message, message] if message.step.outputs else None
+
+
+def _shift_output(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    if not message.step.outputs:
+        return None
+    message.step.outputs[0].position += 1
+    return [message]
+
+
+def _drop_step(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
+    return [] if message.step.outputs else None
+
+
+FAULTS: tuple[tuple[Fault, int], ...] = (
+    (kill, 4),
+    (kill_busiest, 3),
+    (cascade, 1),
+    (hang, 3),
+    (freeze, 3),
+    (twin, 2),
+    (slow, 2),
+    (partition, 3),
+    (reset, 2),
+    (engine_errors, 2),
+    (drain, 3),
+    (router_restart, 2),
+    (suspend, 1),
+    (wrong_events, 4),
+    (lost_last_events, 2),
+    (wrong_outputs, 3),
+    (wrong_tree, 1),
+)
+"""With their weights."""
+
+
+def draw_faults(rng: random.Random) -> list[Fault]:
+    """A few, of all kinds."""
+    kinds, weights = zip(*FAULTS, strict=True)
+    return rng.choices(kinds, weights, k=rng.choice((0, 1, 2, 2, 3, 4, 6)))
+
+
+def _some_process(world: "World", rng: random.Random) -> Process | None:
+    host: Host = rng.choice(world.hosts)
+    return host.process
+
+
+def _disturbed(world: "World", address: str) -> None:
+    """What it says now may be late."""
+    for wire in world.network.between(None, address):
+        wire.disturbed_at = world.loop.time()

@@ -1,0 +1,262 @@
+"""Bugs to plant: each breaks one thing that production code does, and some seed must notice.
+
+Only this file, which knows production's insides, replaces its methods; in a process of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from vopr.world import run_seed
+
+from preble_router.attempts import Attempts
+from preble_router.cluster_tree import ClusterTree
+from preble_router.dispatch import Dispatcher
+from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.generation import Generation
+from preble_router.liveness import Change, Liveness
+from preble_router.load import WorkerLoad
+from preble_router.membership import Membership
+from preble_router.poison import PoisonBook
+from preble_router.retry_budget import RetryBudget
+from preble_router.scheduler import GlobalScheduler
+from preble_router.session import Session
+from preble_router.slow_readers import SlowReaders
+from preble_router.steps import Steps
+from preble_worker.request_book import RequestBook
+from preble_worker.service import WorkerService
+from preble_worker.step_loop import StepLoop
+
+Plant = Callable[[], Any]
+
+MUTANTS: dict[str, Plant] = {}
+
+
+def replace(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The decorated function, told the original first, stands in for `owner.name`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def plant() -> Any:
+            original = getattr(owner, name)
+
+            def mutant(*args: Any, **kwargs: Any) -> Any:
+                return function(original, *args, **kwargs)
+
+            patcher = patch.object(owner, name, mutant)
+            patcher.start()
+            return patcher
+
+        MUTANTS[function.__name__] = plant
+        return function
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """The first seed that finds a mutant, None where none did."""
+
+    mutant: str
+    seed: int | None
+    violation: str
+
+
+def hunt(task: tuple[str, int]) -> Hunt:
+    """Plant a mutant and try seeds 0, 1, … until one shows a violation."""
+    name, num_seeds = task
+    patcher = MUTANTS[name]()
+    try:
+        for seed in range(num_seeds):
+            if violation := run_seed(seed).violation:
+                return Hunt(name, seed, violation)
+    finally:
+        patcher.stop()
+    return Hunt(name, None, "")
+
+
+# Tokens
+
+
+@replace(Generation, "check_output")
+def output_positions_are_not_checked(original: Any, self: Any, position: int, size: int) -> None:
+    return
+
+
+@replace(Steps, "take")
+def old_attempts_are_not_fenced_off(
+    original: Any, self: Any, session: Any, step: Any, now: Any
+) -> Any:
+    for output in step.outputs:
+        generation = self._attempts.live.get(output.request_id)
+        if generation is not None and generation.session is not None:
+            output.attempt = generation.attempt
+            generation.session.live[output.request_id] = generation
+            session.live.setdefault(output.request_id, generation)
+    return original(self, session, step, now)
+
+
+@replace(WorkerService, "_submit")
+def delivered_output_is_drawn_again(original: Any, self: Any, link: Any, message: Any) -> None:
+    message.num_delivered = 0
+    original(self, link, message)
+
+
+# Ends and books
+
+
+@replace(Attempts, "settle")
+def requests_are_settled_twice(original: Any, self: Any, generation: Any, end: Any) -> None:
+    original(self, generation, end)
+    if generation.num_failures:
+        generation.end(end)
+
+
+@replace(WorkerLoad, "close")
+def closed_bookings_leak_load(original: Any, self: Any, booking: Any) -> None:
+    original(self, booking)
+    self.context_tokens += booking.output_tokens > 3
+
+
+@replace(Dispatcher, "_end")
+def cancelled_requests_stay_on_the_books(
+    original: Any, self: Any, generation: Any, end: Any
+) -> None:
+    session = generation.session
+    if session is not None:
+        self.attempts.cancel_attempt(generation)
+        generation.unplace()
+    self.attempts.settle(generation, end)
+
+
+@replace(Session, "cancel")
+def workers_are_not_told_to_cancel(
+    original: Any, self: Any, request_id: Any, **kwargs: Any
+) -> None:
+    return
+
+
+@replace(Dispatcher, "_pass_deadline")
+def deadlines_do_not_pass(original: Any, self: Any, generation: Any) -> None:
+    return
+
+
+@replace(SlowReaders, "find")
+def slow_readers_are_never_cut_off(
+    original: Any, self: Any, streams: Any, *, now: Any
+) -> list[Any]:
+    return []
+
+
+@replace(RequestBook, "release")
+def requests_of_a_dead_link_go_on(original: Any, self: Any, link: Any) -> list[str]:
+    original(self, link)
+    return []
+
+
+# Going on
+
+
+@replace(Attempts, "go_on")
+def broken_requests_are_given_up(
+    original: Any, self: Any, generation: Any, error: Any, now: Any, **kwargs: Any
+) -> None:
+    self.settle(generation, error)
+
+
+@replace(RetryBudget, "allows")
+def the_retry_budget_is_ignored(original: Any, self: Any, *, num_failures: Any, now: Any) -> bool:
+    return True
+
+
+@replace(Attempts, "break_off")
+def failures_are_not_counted(
+    original: Any, self: Any, generation: Any, now: Any, *, fault: bool = True
+) -> None:
+    original(self, generation, now, fault=False)
+
+
+@replace(Attempts, "retry_waiting")
+def nobody_looks_again_for_waiting_requests(original: Any, self: Any, now: Any) -> None:
+    return
+
+
+@replace(PoisonBook, "failed")
+def poison_is_not_noticed(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    return
+
+
+@replace(Steps, "mark_draining")
+def draining_is_ignored(original: Any, self: Any, session: Any, now: Any) -> None:
+    return
+
+
+# Membership
+
+
+@replace(Liveness, "check")
+def silence_is_not_noticed(original: Any, self: Any, *, now: Any) -> Change:
+    return Change.NONE
+
+
+@replace(Liveness, "heard")
+def who_was_silent_never_comes_back(original: Any, self: Any, **kwargs: Any) -> Change:
+    return Change.NONE if self.suspect else original(self, **kwargs)
+
+
+@replace(Membership, "_admit")
+def epochs_are_not_compared(original: Any, self: Any, session: Any) -> None:
+    rival = self.sessions.get(session.worker_id)
+    if rival is not None:
+        self._end(rival, "replaced")
+
+
+# Cache events
+
+
+@replace(EventFeed, "receive")
+def gaps_are_not_noticed(original: Any, self: Any, batch: Any) -> FeedStep:
+    if self.is_synced and batch.seq > self.seq:
+        self.seq = batch.seq
+        return FeedStep(batches=(batch,))
+    return original(self, batch)
+
+
+@replace(EventFeed, "receive_digest")
+def digests_are_not_compared(original: Any, self: Any, *, agrees: Any, now: Any) -> None:
+    return
+
+
+@replace(GlobalScheduler, "_follow")
+def snapshots_add_to_what_was_believed(original: Any, self: Any, worker: Any, step: Any) -> None:
+    with patch.object(ClusterTree, "forget", lambda *_: None):
+        original(self, worker, step)
+
+
+@replace(EventFeed, "_continue")
+def events_held_back_are_dropped(original: Any, self: Any) -> list[Any]:
+    self._held = {}
+    return []
+
+
+@replace(EventFeed, "ask")
+def snapshots_are_never_asked_for(original: Any, self: Any, *, now: Any) -> bool:
+    return False
+
+
+@replace(GlobalScheduler, "tick")
+def expected_marks_never_expire(original: Any, self: Any, *, now: Any) -> Any:
+    expecting, self._expecting = self._expecting, type(self._expecting)()
+    try:
+        return original(self, now=now)
+    finally:
+        self._expecting = expecting
+
+
+# The worker
+
+
+@replace(StepLoop, "rest")
+def idle_workers_say_nothing(original: Any, self: Any) -> float:
+    self._reported_at = self._clock()
+    return original(self)

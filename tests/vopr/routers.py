@@ -1,0 +1,330 @@
+"""Routers in virtual time: production's dispatcher and all below it, and what it must never do."""
+
+import asyncio
+import random
+from collections import deque
+from math import exp
+from weakref import WeakKeyDictionary
+
+from vopr.network import Network, Wire
+from vopr.violation import Violation
+from vopr.workers import MODEL
+
+from preble.page_keys import KEY_BYTES
+from preble.v1 import worker_pb2 as pb
+from preble_router.config import RouterConfig
+from preble_router.dispatch import TICK_SECONDS, Dispatcher
+from preble_router.generation import Generation, GenerationRequest
+from preble_router.policies import make_policy
+from preble_router.retry_budget import LEAST, MEMORY_SECONDS, SHARE
+from preble_router.scheduler import GlobalScheduler
+from preble_router.session import Session
+
+TAKEOVER_SECONDS = 5.0
+SILENCE_SECONDS = 2.0
+MAX_ATTEMPTS = 3
+MAX_LIVE = 64
+SLOW_READER_SECONDS = 4.0
+LEEWAY_SECONDS = 0.3
+"""What a limit may be overstepped by: a few ticks."""
+GHOST_SECONDS = 1.0
+"""Within that a worker that can be reached has stopped computing for a request that ended."""
+
+
+class Router:
+    """One life of a router, under watch.
+
+    Attributes:
+        accepted: requests it has taken.
+        feeds: what the events that were read say of the order they came in, by wire.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        *,
+        rng: random.Random,
+        policy: str,
+        expected_seconds: float,
+        workers: tuple[str, ...],
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.accepted = 0
+        self.ended_at: dict[tuple[str, int], float] = {}
+        self.feeds: WeakKeyDictionary[Wire, ShadowFeed] = WeakKeyDictionary()
+        self._loop = asyncio.get_running_loop()
+        self._placed_again: deque[float] = deque()
+        self._accepted_at: deque[float] = deque()
+        self._attempts: dict[str, int] = {}
+        scheduler = GlobalScheduler(
+            make_policy(policy),
+            rng=random.Random(rng.getrandbits(32)),
+            expected_seconds=expected_seconds,
+            window_seconds=20.0,
+        )
+        config = RouterConfig(
+            model=MODEL,
+            model_path=None,  # type: ignore[arg-type]
+            router_id=name,
+            workers=workers,
+            policy=policy,
+            silence_seconds=SILENCE_SECONDS,
+            max_attempts=MAX_ATTEMPTS,
+            max_live_requests=MAX_LIVE,
+            slow_reader_seconds=SLOW_READER_SECONDS,
+        )
+        self.dispatcher = Dispatcher(
+            config,
+            scheduler,
+            rng=random.Random(rng.getrandbits(32)),
+            takeover_seconds=TAKEOVER_SECONDS,
+            clock=self._loop.time,
+            dial=network.dial_as(name),
+        )
+        self.dispatcher.open()
+
+    # What clients do.
+
+    def start(self, request: GenerationRequest) -> Generation:
+        generation = self.dispatcher.start(request)
+        self.accepted += 1
+        self._accepted_at.append(self._loop.time())
+        return generation
+
+    def judge_failure(self, generation: Generation) -> str:
+        """It ended with `WorkerFailed`: was there nothing else to be done?"""
+        if not self.dispatcher._accepting:
+            return "router gone"
+        waited = self._loop.time() - generation.placed_at
+        if (
+            generation.num_failures >= MAX_ATTEMPTS
+            or self.dispatcher.attempts.budget.refused_total
+            or waited >= TAKEOVER_SECONDS - LEEWAY_SECONDS
+        ):
+            return "failed"
+        raise Violation(
+            f"{generation.request_id} failed after {generation.num_failures} failures "
+            f"and {waited:.2f} s"
+        )
+
+    # What passes over its wires.
+
+    def submitted(self, wire: Wire, submit: pb.Submit) -> None:
+        now = self._loop.time()
+        self._check_attempt(submit, now)
+        sessions = self.dispatcher.membership.sessions.values()
+        silent = [w for w in map(self.wire_to, sessions) if w is not None and self._is_mute(w)]
+        if wire in silent and len(silent) <= max(1, len(sessions) // 2):
+            raise Violation(f"{submit.request_id} was sent to {wire}, which is silent")
+
+    def _is_mute(self, wire: Wire) -> bool:
+        """For longer than a worker may be silent."""
+        now = self._loop.time()
+        since = max(wire.heard_at, self._loop.jumped_at)  # type: ignore[attr-defined]
+        limit = SILENCE_SECONDS + wire.announced_seconds + LEEWAY_SECONDS
+        return now - since > limit
+
+    def wire_to(self, session: Session) -> Wire | None:
+        """The wire that the session is on; None if that has just gone."""
+        wires = self.network.between(self.name, session.address)
+        return next((w for w in wires if w.hears_of(session.spec.epoch)), None)
+
+    def _check_attempt(self, submit: pb.Submit, now: float) -> None:
+        generation = self.dispatcher.attempts.live.get(submit.request_id)
+        former = self._attempts.get(submit.request_id, 0)
+        if submit.attempt <= former:
+            raise Violation(f"attempt {submit.attempt} of {submit.request_id} after {former}")
+        self._attempts[submit.request_id] = submit.attempt
+        if generation is None:
+            return  # It ended while the message waited.
+        if generation.num_failures >= MAX_ATTEMPTS:
+            raise Violation(f"{submit.request_id} is sent after {generation.num_failures} failures")
+        if generation.num_failures >= 2:
+            self._placed_again.append(now)
+            spent = _faded(self._placed_again, now)
+            if spent > LEAST + SHARE * _faded(self._accepted_at, now) + 1e-6:
+                raise Violation(f"{submit.request_id} is placed again beyond the retry budget")
+
+    def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
+        wire.heard_at = self._loop.time()
+        feed = self.feeds.setdefault(wire, ShadowFeed())
+        match message.WhichOneof("message"):
+            case "step":
+                step = message.step
+                wire.announced_seconds = step.next_step_seconds
+                if step.HasField("cache"):
+                    feed.batch(step.cache)
+                self._check_ghosts(wire, step)
+            case "snapshot":
+                feed.snapshot(message.snapshot)
+
+    def _check_ghosts(self, wire: Wire, step: pb.StepOutput) -> None:
+        now = self._loop.time()
+        for output in step.outputs:
+            if output.request_id in self.dispatcher.attempts.live:
+                continue
+            ended_at = self.ended_at.setdefault((output.request_id, output.attempt), now)
+            since = max(ended_at, wire.disturbed_at, self._loop.jumped_at)  # type: ignore[attr-defined]
+            if now - since > GHOST_SECONDS:
+                raise Violation(f"{wire} still computes {output.request_id}, which ended long ago")
+
+    # Invariants.
+
+    def check(self) -> None:
+        """Cheap: after every instant."""
+        dispatcher, now = self.dispatcher, self._loop.time()
+        attempts = dispatcher.attempts
+        if len(attempts.live) > MAX_LIVE:
+            raise Violation(f"{len(attempts.live)} live requests")
+        jumped = now - self._loop.jumped_at < LEEWAY_SECONDS  # type: ignore[attr-defined]
+        num_placed = 0
+        for generation in attempts.live.values():
+            if generation.session is not None:
+                num_placed += 1
+                if generation.session.live.get(generation.request_id) is not generation:
+                    raise Violation(f"{generation.request_id} is not on its session's list")
+            elif generation.request_id not in attempts._give_up_at:
+                raise Violation(f"{generation.request_id} waits for ever")
+            deadline_at = generation.request.deadline_at
+            if deadline_at is not None and now > deadline_at + LEEWAY_SECONDS and not jumped:
+                raise Violation(f"{generation.request_id} outlives its deadline")
+        for request_id, give_up_at in attempts._give_up_at.items():
+            if now > give_up_at + LEEWAY_SECONDS and not jumped:
+                raise Violation(f"{request_id} waits for too long")
+        sessions = dispatcher.membership.sessions.values()
+        if sum(len(session.live) for session in sessions) != num_placed:
+            raise Violation("sessions list requests that are not placed there")
+        if dispatcher.scheduler.tree_summary().live_requests != num_placed:
+            raise Violation("the books do not hold exactly the placed requests")
+        if self.accepted != len(attempts.live) + attempts.outcomes.total():
+            raise Violation("a request ended twice or never")
+
+    def check_deeply(self) -> None:
+        """Books, tree and table; marks that should have expired; who is silent and not suspect."""
+        dispatcher, now = self.dispatcher, self._loop.time()
+        scheduler = dispatcher.scheduler
+        scheduler.check()
+        dispatcher.attempts.poison.check()
+        live = {view.worker_id: view.live_requests for view in scheduler.workers()}
+        listed = {i: len(s.live) for i, s in dispatcher.membership.sessions.items()}
+        if live != listed:
+            raise Violation(f"books {live}, sessions {listed}")
+        if now - self._loop.jumped_at < LEEWAY_SECONDS:  # type: ignore[attr-defined]
+            return
+        for booking in scheduler._bookings.values():
+            if booking.path_end is not None and booking.expected_until < now - LEEWAY_SECONDS:
+                raise Violation(f"the path of {booking.request_id} is expected for ever")
+        self._check_feeds()
+        for session in dispatcher.membership.sessions.values():
+            wire = self.wire_to(session)
+            if wire is not None and self._is_mute(wire) and not session.liveness.suspect:
+                raise Violation(f"{wire} is silent and nobody noticed")
+
+    def _check_feeds(self) -> None:
+        scheduler = self.dispatcher.scheduler
+        for worker in scheduler._roster:
+            session = self.dispatcher.membership.sessions[worker.spec.worker_id]
+            wire = self.wire_to(session)
+            feed = None if wire is None else self.feeds.get(wire)
+            if feed is None:
+                continue
+            if worker.feed.is_synced and feed.has_gap:
+                raise Violation(f"events of {worker.spec.worker_id} are missing, unnoticed")
+            for path in self.held_paths(worker.slot):
+                if path not in feed.paths:
+                    raise Violation(
+                        f"{worker.spec.worker_id} never said it holds what the tree has"
+                    )
+
+    def held_paths(self, slot: int) -> list[bytes]:
+        """Of every node that the tree says the worker holds, the path to its end."""
+        tree = self.dispatcher.scheduler._tree
+        return [tree._tree.path_to(node) for node in tree.coldest(slot)]
+
+    def unhealthy(self, processes: "dict[str, tuple[int, tuple[int, int]]]") -> str:
+        """Why it is not at rest with all workers; "" when it is.
+
+        Args:
+            processes: epoch and digest of each worker's newest process.
+        """
+        dispatcher = self.dispatcher
+        if dispatcher.num_live:
+            return f"{dispatcher.num_live} requests live"
+        sessions = dispatcher.membership.sessions
+        workers = {worker.spec.worker_id: worker for worker in dispatcher.scheduler._roster}
+        for name, (epoch, digest) in processes.items():
+            session = sessions.get(name)
+            if session is None or session.spec.epoch != epoch:
+                return f"{self.name} is not linked to {name}"
+            if not session.ready or session.live or session.trial is not None:
+                return f"{self.name} does not use {name}"
+            worker = workers[name]
+            if not worker.is_open or not worker.feed.is_synced:
+                return f"{self.name} is not in sync with {name}"
+            if dispatcher.scheduler._tree.digest(worker.slot) != digest:
+                return f"{self.name} believes other things of {name}'s cache than are true"
+        if dispatcher.attempts._give_up_at or not dispatcher.attempts.idle.is_set():
+            return f"{self.name} is not idle"
+        return ""
+
+
+class ShadowFeed:
+    """The plainest model of one link's cache events: which numbers came, and what they said."""
+
+    def __init__(self) -> None:
+        self.paths: set[bytes] = set()
+        self._seq: int | None = None
+        self._beyond: set[int] = set()
+
+    @property
+    def has_gap(self) -> bool:
+        return bool(self._beyond)
+
+    def batch(self, batch: pb.CacheEvents) -> None:
+        for event in batch.events:
+            if event.WhichOneof("event") == "stored":
+                self._store(event.stored.path)
+        if self._seq is None or batch.seq > self._seq:
+            self._beyond.add(batch.seq)
+        self._go_on()
+
+    def snapshot(self, part: pb.CacheSnapshot) -> None:
+        for path in part.paths:
+            self._store(path)
+        if not part.more and (self._seq is None or part.seq >= self._seq):
+            self._seq = part.seq
+            self._beyond = {seq for seq in self._beyond if seq > part.seq}
+            self._go_on()
+
+    def _go_on(self) -> None:
+        while self._seq is not None and self._seq + 1 in self._beyond:
+            self._seq += 1
+            self._beyond.remove(self._seq)
+
+    def _store(self, path: bytes) -> None:
+        end = len(path)
+        while end and path[:end] not in self.paths:
+            self.paths.add(path[:end])
+            end -= KEY_BYTES
+
+
+def _faded(times: "deque[float]", now: float) -> float:
+    """How many of them still count, each less the older it is."""
+    while times and now - times[0] > 20 * MEMORY_SECONDS:
+        times.popleft()
+    return sum(exp((at - now) / MEMORY_SECONDS) for at in times)
+
+
+class RouterHost:
+    """A place where a router runs; None between two lives."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.router: Router | None = None
+        self.num_lives = 0
+        self.accepted = 0
+
+
+assert TICK_SECONDS < LEEWAY_SECONDS
