@@ -38,6 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str
     ttft_slo_seconds: float | None
     tbt_slo_seconds: float | None
+    top_logprobs: int | None
     timeout: float | None
 
 

@@ -56,6 +56,7 @@ def generate_request(
     request_id: str = "",
     ttft_slo_seconds: float | None = None,
     tbt_slo_seconds: float | None = None,
+    top_logprobs: int | None = None,
 ) -> inference_pb2.GenerateRequest:
     """A request to generate; `Client.generate` documents the arguments.
 
@@ -78,6 +79,7 @@ def generate_request(
             top_k=_unsigned("top_k", top_k),
             ignore_eos=ignore_eos,
             stop_token_ids=[_unsigned("stop_token_ids", token) for token in stop_token_ids],
+            top_logprobs=None if top_logprobs is None else _unsigned("top_logprobs", top_logprobs),
         ),
         stop=[stop] if isinstance(stop, str) else list(stop),
         namespace=namespace,
@@ -142,13 +144,17 @@ def _integer(field: str, value: int, *, low: int, high: int) -> int:
 def chunk(message: inference_pb2.GenerateResponse) -> CompletionChunk:
     """A message of the answer."""
     tokens = tuple(unpack_tokens(message.tokens).tolist())
+    logprobs = _logprobs(message)
     reason = wire.finish_from_wire(message.finish_reason)
     if reason is None:
-        return CompletionChunk(request_id=message.request_id, text=message.text, token_ids=tokens)
+        return CompletionChunk(
+            request_id=message.request_id, text=message.text, token_ids=tokens, **logprobs
+        )
     return CompletionChunk(
         request_id=message.request_id,
         text=message.text,
         token_ids=tokens,
+        **logprobs,
         finish_reason=reason,
         usage=Usage(
             prompt_tokens=message.usage.prompt_tokens,
@@ -158,6 +164,21 @@ def chunk(message: inference_pb2.GenerateResponse) -> CompletionChunk:
         ),
         worker_id=message.usage.worker_id,
     )
+
+
+def _logprobs(message: inference_pb2.GenerateResponse) -> dict[str, Any]:
+    """The two fields of a chunk that say how likely its tokens were."""
+    if not message.logprobs:
+        return {}
+    chosen = np.frombuffer(message.logprobs, dtype="<f4")
+    tokens = unpack_tokens(message.top_tokens).reshape(len(chosen), -1).tolist()
+    top = np.frombuffer(message.top_logprobs, dtype="<f4").reshape(len(chosen), -1).tolist()
+    return {
+        "logprobs": tuple(chosen.tolist()),
+        "top_logprobs": tuple(
+            dict(zip(ids, values, strict=True)) for ids, values in zip(tokens, top, strict=True)
+        ),
+    }
 
 
 def completion(chunks: Sequence[CompletionChunk]) -> Completion:
@@ -173,6 +194,8 @@ def completion(chunks: Sequence[CompletionChunk]) -> Completion:
         request_id=last.request_id,
         text="".join(piece.text for piece in chunks),
         token_ids=tuple(token for piece in chunks for token in piece.token_ids),
+        logprobs=tuple(value for piece in chunks for value in piece.logprobs),
+        top_logprobs=tuple(likely for piece in chunks for likely in piece.top_logprobs),
         finish_reason=last.finish_reason,
         usage=last.usage,
         worker_id=last.worker_id or "",

@@ -76,6 +76,8 @@ class Client:
             request_id: for logs and traces. Default: drawn by the router.
             ttft_slo_seconds, tbt_slo_seconds: objectives for the time to the first token and
                 between tokens, where the workers' local policy knows them. Default: the workers'.
+            top_logprobs: give each token's log probability, and those of so many of the likeliest
+                in its place, at most 20. Default: none.
             timeout: seconds until the request is given up. Default: the client's.
 
         Raises:

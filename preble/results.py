@@ -12,6 +12,8 @@ class CompletionChunk:
     Attributes:
         text: new text since the previous chunk, whole characters only; may be empty.
         token_ids: new tokens since the previous chunk; may be empty.
+        logprobs: the log probability of each of them, where they were asked for.
+        top_logprobs: of the likeliest tokens in the place of each, likeliest first.
         finish_reason: None but in the last chunk.
         usage: None but in the last chunk.
         worker_id: the worker that finished the request; None but in the last chunk.
@@ -20,6 +22,8 @@ class CompletionChunk:
     request_id: str
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[dict[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     worker_id: str | None = None
@@ -35,6 +39,8 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     worker_id: str
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[dict[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The values that router, worker and clients share. All are immutable; tokens are packed uint32."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -46,6 +47,50 @@ class WorkerState(StrEnum):
     """Linked, but its step loop has gone silent."""
 
 
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the probabilities of some tokens, in packed columns.
+
+    They are the model's own: of the softmax of its logits, before `temperature`, `top_k` and
+    `top_p`.
+
+    Attributes:
+        chosen: float32, one per token.
+        top_tokens: uint32, the likeliest tokens in the place of each token, likeliest first; as
+            many per token as the request asks for.
+        top: float32, theirs.
+    """
+
+    chosen: bytes
+    top_tokens: bytes = b""
+    top: bytes = b""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Logprobs"]) -> "Logprobs":
+        """Those of the tokens of all `parts`, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            b"".join([part.chosen for part in parts]),
+            b"".join([part.top_tokens for part in parts]),
+            b"".join([part.top for part in parts]),
+        )
+
+    def first(self, num_tokens: int) -> "Logprobs":
+        """Those of the first tokens only."""
+        size = num_tokens * _FLOAT_BYTES
+        if size >= len(self.chosen):
+            return self
+        width = len(self.top) // len(self.chosen) * size
+        return Logprobs(self.chosen[:size], self.top_tokens[:width], self.top[:width])
+
+
+_FLOAT_BYTES = 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How output tokens are drawn, and when output ends.
@@ -53,6 +98,10 @@ class SamplingParams:
     Token i of a request depends on (`seed`, i) and the model's numerics alone, so that a request
     resumed elsewhere draws the same tokens. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1
     switch those filters off. Stop strings are the router's business.
+
+    Attributes:
+        top_logprobs: give log probabilities, of the tokens themselves and of so many of the
+            likeliest; at most `MAX_TOP_LOGPROBS`. None gives none.
     """
 
     max_tokens: int
@@ -62,6 +111,7 @@ class SamplingParams:
     seed: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +226,7 @@ class RequestOutput:
             None before.
         finish_reason: None while the request goes on.
         error: a sentence for the client when it was refused or failed.
+        logprobs: of `tokens`, where the request asks for them.
     """
 
     request_id: str
@@ -185,6 +236,7 @@ class RequestOutput:
     cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     error: str = ""
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,14 @@ from preble.events import CacheEvent, CacheEvents, CacheSnapshot, Evicted, Store
 from preble.types import (
     FinishReason,
     LoadReport,
+    Logprobs,
     RequestOutput,
     SamplingParams,
     WorkerRequest,
     WorkerSpec,
 )
 from preble.v1 import worker_pb2 as pb
+from preble.v1.inference_pb2 import GenerateResponse
 
 SNAPSHOT_PART_BYTES = 4 * 1024 * 1024
 """Payload after which a snapshot continues in another message."""
@@ -82,6 +84,7 @@ def sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=sampling.stop_token_ids,
+        top_logprobs=sampling.top_logprobs,
     )
 
 
@@ -94,6 +97,7 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
         seed=message.seed,
         ignore_eos=message.ignore_eos,
         stop_token_ids=tuple(message.stop_token_ids),
+        top_logprobs=_present(message, "top_logprobs"),
     )
 
 
@@ -137,9 +141,26 @@ def submit_from_wire(message: pb.Submit, *, now: float) -> WorkerRequest:
     )
 
 
-def _present(message: pb.Submit, field: str) -> Any:
+def _present(message: pb.Submit | pb.SamplingParams, field: str) -> Any:
     """The value of an optional field, None where it is absent."""
     return getattr(message, field) if message.HasField(field) else None  # type: ignore[arg-type]
+
+
+def logprobs_to_wire(
+    logprobs: Logprobs | None, message: pb.RequestOutput | GenerateResponse
+) -> None:
+    """Write those of `message.tokens` beside them; None writes nothing."""
+    if logprobs is not None:
+        message.logprobs = logprobs.chosen
+        message.top_tokens = logprobs.top_tokens
+        message.top_logprobs = logprobs.top
+
+
+def logprobs_from_wire(message: pb.RequestOutput | GenerateResponse) -> Logprobs | None:
+    """Inverse of `logprobs_to_wire`."""
+    if not message.logprobs:
+        return None
+    return Logprobs(message.logprobs, message.top_tokens, message.top_logprobs)
 
 
 def hello_to_wire(spec: WorkerSpec, *, version: str, engine: str) -> pb.Hello:
@@ -162,7 +183,7 @@ def load_from_wire(message: pb.LoadReport) -> LoadReport:
 
 
 def output_to_wire(output: RequestOutput) -> pb.RequestOutput:
-    return pb.RequestOutput(
+    message = pb.RequestOutput(
         request_id=output.request_id,
         attempt=output.attempt,
         position=output.position,
@@ -171,6 +192,8 @@ def output_to_wire(output: RequestOutput) -> pb.RequestOutput:
         finish_reason=finish_to_wire(output.finish_reason),
         error=output.error,
     )
+    logprobs_to_wire(output.logprobs, message)
+    return message
 
 
 def output_from_wire(message: pb.RequestOutput) -> RequestOutput:
@@ -182,6 +205,7 @@ def output_from_wire(message: pb.RequestOutput) -> RequestOutput:
         cached_tokens=message.cached_tokens if message.HasField("cached_tokens") else None,
         finish_reason=finish_from_wire(message.finish_reason),
         error=message.error,
+        logprobs=logprobs_from_wire(message),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc.aio
 import xxhash
+from pretend_logprobs import pretend_logprobs
 
 from preble.cost import CostModel
 from preble.page_keys import TOKEN_BYTES, num_tokens, pack_tokens
@@ -18,7 +19,7 @@ from preble.transport import Tls, aio_server, listen
 from preble.types import WorkerSpec
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
-from preble.wire import hello_to_wire
+from preble.wire import hello_to_wire, logprobs_to_wire
 
 MODEL = "fake"
 COST = CostModel(
@@ -259,6 +260,10 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
                 vocab_size=self.spec.vocab_size,
             )
             output.cached_tokens = 0
+            if submit.sampling.HasField("top_logprobs"):
+                num_top = submit.sampling.top_logprobs
+                logprobs = pretend_logprobs(output.tokens, num_top, start=running.position)
+                logprobs_to_wire(logprobs, output)
             running.position += count
             if running.position == most:
                 output.finish_reason = pb.FINISH_REASON_LENGTH

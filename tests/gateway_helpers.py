@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from pretend_logprobs import pretend_logprobs
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -114,7 +115,12 @@ class FakeDispatcher:
         for tokens in script.steps or [b""]:
             await asyncio.sleep(script.step_seconds)
             if tokens:
-                generation.feed(tokens, script.cached_tokens)
+                num_top = generation.request.sampling.top_logprobs
+                logprobs = None
+                if num_top is not None:
+                    start = generation.num_output_tokens
+                    logprobs = pretend_logprobs(tokens, num_top, start=start, vocab_size=293)
+                generation.feed(tokens, script.cached_tokens, logprobs)
         if script.end is None:
             await asyncio.Event().wait()
         del self.live[generation.request_id]

@@ -58,6 +58,8 @@ PURE = [
     ),
     "router/preble_router/policies",
     "worker/preble_worker/batch.py",
+    "worker/preble_worker/completion.py",
+    "worker/preble_worker/logprobs.py",
     "worker/preble_worker/scheduler.py",
     "worker/preble_worker/page_cache.py",
     "worker/preble_worker/length_estimate.py",

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from preble.page_keys import pack_tokens, unpack_tokens
-from preble.types import FinishReason, SamplingParams, WorkerRequest
+from preble.types import FinishReason, Logprobs, SamplingParams, WorkerRequest
 from preble_worker.batch import Batch
 from preble_worker.config import WorkerConfig
 from preble_worker.loaded import LoadedEngine
@@ -79,6 +79,7 @@ class Served:
         tokens: per request, in the order given.
         reasons: why each ended.
         cached: prompt tokens of each that came from cache.
+        logprobs: of each token of those that ask for them.
         batches: shape of every step: decodes, prefill rows, prefill tokens.
     """
 
@@ -87,6 +88,7 @@ class Served:
     cached: list[int] = field(default_factory=list)
     batches: list[tuple[int, int, int]] = field(default_factory=list)
     preemptions: int = 0
+    logprobs: list[list[Logprobs]] = field(default_factory=list)
 
 
 def serve(
@@ -109,6 +111,7 @@ def serve(
     scheduler = scheduler or LocalScheduler(loaded.scheduler, epoch=1)
     each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
     served = Served([[] for _ in prompts], [None for _ in prompts], [0 for _ in prompts])
+    served.logprobs = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: arrivals[i] if arrivals else 0)
     step = 0
     while order or scheduler.has_work:
@@ -136,6 +139,9 @@ def serve(
             assert output.position == already + len(served.tokens[index])
             served.tokens[index] += unpack_tokens(output.tokens).tolist()
             served.reasons[index] = output.finish_reason
+            if output.logprobs is not None:
+                assert len(output.logprobs.chosen) == len(output.tokens)
+                served.logprobs[index].append(output.logprobs)
             served.cached[index] = output.cached_tokens or 0
     served.preemptions = scheduler.load().preemptions_total
     return served

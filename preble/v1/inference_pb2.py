@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from preble.v1 import worker_pb2 as preble_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19preble/v1/inference.proto\x12\tpreble.v1\x1a\x16preble/v1/worker.proto\"\xc2\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\x0cH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.preble.v1.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\tnamespace\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1d\n\x10ttft_slo_seconds\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0ftbt_slo_seconds\x18\x0b \x01(\x01H\x03\x88\x01\x01\x42\x08\n\x06promptB\x07\n\x05_seedB\x13\n\x11_ttft_slo_secondsB\x12\n\x10_tbt_slo_seconds\"\x95\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.preble.v1.FinishReason\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.preble.v1.Usage\"\x84\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x1f\n\x17predicted_cached_tokens\x18\x04 \x01(\r\x12\x11\n\tworker_id\x18\x05 \x01(\t\"K\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05input\"0\n\x10TokenizeResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.preble.v1.Model\"+\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r2\xe2\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.preble.v1.GenerateRequest\x1a\x1b.preble.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.preble.v1.TokenizeRequest\x1a\x1b.preble.v1.TokenizeResponse\x12I\n\nListModels\x12\x1c.preble.v1.ListModelsRequest\x1a\x1d.preble.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19preble/v1/inference.proto\x12\tpreble.v1\x1a\x16preble/v1/worker.proto\"\xc2\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\x0cH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.preble.v1.SamplingParams\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\tnamespace\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1d\n\x10ttft_slo_seconds\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0ftbt_slo_seconds\x18\x0b \x01(\x01H\x03\x88\x01\x01\x42\x08\n\x06promptB\x07\n\x05_seedB\x13\n\x11_ttft_slo_secondsB\x12\n\x10_tbt_slo_seconds\"\xd1\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.preble.v1.FinishReason\x12\x1f\n\x05usage\x18\x05 \x01(\x0b\x32\x10.preble.v1.Usage\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x12\n\ntop_tokens\x18\x07 \x01(\x0c\x12\x14\n\x0ctop_logprobs\x18\x08 \x01(\x0c\"\x84\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x1f\n\x17predicted_cached_tokens\x18\x04 \x01(\r\x12\x11\n\tworker_id\x18\x05 \x01(\t\"K\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05input\"0\n\x10TokenizeResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.preble.v1.Model\"+\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r2\xe2\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.preble.v1.GenerateRequest\x1a\x1b.preble.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.preble.v1.TokenizeRequest\x1a\x1b.preble.v1.TokenizeResponse\x12I\n\nListModels\x12\x1c.preble.v1.ListModelsRequest\x1a\x1d.preble.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=65
   _globals['_GENERATEREQUEST']._serialized_end=387
   _globals['_GENERATERESPONSE']._serialized_start=390
-  _globals['_GENERATERESPONSE']._serialized_end=539
-  _globals['_USAGE']._serialized_start=542
-  _globals['_USAGE']._serialized_end=674
-  _globals['_TOKENIZEREQUEST']._serialized_start=676
-  _globals['_TOKENIZEREQUEST']._serialized_end=751
-  _globals['_TOKENIZERESPONSE']._serialized_start=753
-  _globals['_TOKENIZERESPONSE']._serialized_end=801
-  _globals['_LISTMODELSREQUEST']._serialized_start=803
-  _globals['_LISTMODELSREQUEST']._serialized_end=822
-  _globals['_LISTMODELSRESPONSE']._serialized_start=824
-  _globals['_LISTMODELSRESPONSE']._serialized_end=878
-  _globals['_MODEL']._serialized_start=880
-  _globals['_MODEL']._serialized_end=923
-  _globals['_INFERENCE']._serialized_start=926
-  _globals['_INFERENCE']._serialized_end=1152
+  _globals['_GENERATERESPONSE']._serialized_end=599
+  _globals['_USAGE']._serialized_start=602
+  _globals['_USAGE']._serialized_end=734
+  _globals['_TOKENIZEREQUEST']._serialized_start=736
+  _globals['_TOKENIZEREQUEST']._serialized_end=811
+  _globals['_TOKENIZERESPONSE']._serialized_start=813
+  _globals['_TOKENIZERESPONSE']._serialized_end=861
+  _globals['_LISTMODELSREQUEST']._serialized_start=863
+  _globals['_LISTMODELSREQUEST']._serialized_end=882
+  _globals['_LISTMODELSRESPONSE']._serialized_start=884
+  _globals['_LISTMODELSRESPONSE']._serialized_end=938
+  _globals['_MODEL']._serialized_start=940
+  _globals['_MODEL']._serialized_end=983
+  _globals['_INFERENCE']._serialized_start=986
+  _globals['_INFERENCE']._serialized_end=1212
 # @@protoc_insertion_point(module_scope)

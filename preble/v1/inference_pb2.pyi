@@ -93,6 +93,9 @@ class GenerateResponse(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
+    TOP_TOKENS_FIELD_NUMBER: builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     text: builtins.str
     """New text since the previous message; complete characters only."""
@@ -100,6 +103,10 @@ class GenerateResponse(google.protobuf.message.Message):
     """Packed new token ids."""
     finish_reason: preble.v1.worker_pb2.FinishReason.ValueType
     """Unspecified until the last message."""
+    logprobs: builtins.bytes
+    """Of `tokens`, where sampling.top_logprobs asks for them, as in RequestOutput."""
+    top_tokens: builtins.bytes
+    top_logprobs: builtins.bytes
     @property
     def usage(self) -> global___Usage:
         """In the last message."""
@@ -112,9 +119,12 @@ class GenerateResponse(google.protobuf.message.Message):
         tokens: builtins.bytes = ...,
         finish_reason: preble.v1.worker_pb2.FinishReason.ValueType = ...,
         usage: global___Usage | None = ...,
+        logprobs: builtins.bytes = ...,
+        top_tokens: builtins.bytes = ...,
+        top_logprobs: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "request_id", b"request_id", "text", b"text", "tokens", b"tokens", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["finish_reason", b"finish_reason", "logprobs", b"logprobs", "request_id", b"request_id", "text", b"text", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens", "usage", b"usage"]) -> None: ...
 
 global___GenerateResponse = GenerateResponse
 

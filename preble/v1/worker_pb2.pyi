@@ -201,6 +201,7 @@ class SamplingParams(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Output tokens at most, those of earlier attempts included."""
     temperature: builtins.float
@@ -213,6 +214,8 @@ class SamplingParams(google.protobuf.message.Message):
     """Token i is drawn from (seed, i)."""
     ignore_eos: builtins.bool
     """Go on after an end-of-sequence token."""
+    top_logprobs: builtins.int
+    """Present: give log probabilities, of each token and of so many of the likeliest; at most 20."""
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids that end the output like end-of-sequence does."""
@@ -227,8 +230,11 @@ class SamplingParams(google.protobuf.message.Message):
         seed: builtins.int = ...,
         ignore_eos: builtins.bool = ...,
         stop_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        top_logprobs: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_top_logprobs", b"_top_logprobs", "top_logprobs", b"top_logprobs"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_top_logprobs", b"_top_logprobs"]) -> typing.Literal["top_logprobs"] | None: ...
 
 global___SamplingParams = SamplingParams
 
@@ -494,6 +500,9 @@ class RequestOutput(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     FINISH_REASON_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    LOGPROBS_FIELD_NUMBER: builtins.int
+    TOP_TOKENS_FIELD_NUMBER: builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     attempt: builtins.int
     position: builtins.int
@@ -505,6 +514,13 @@ class RequestOutput(google.protobuf.message.Message):
     finish_reason: global___FinishReason.ValueType
     error: builtins.str
     """A sentence for the client when the request was refused or failed."""
+    logprobs: builtins.bytes
+    """Packed little-endian float32, one per token; empty unless asked for."""
+    top_tokens: builtins.bytes
+    """The likeliest tokens in place of each token, likeliest first: packed ids, as many per token as
+    were asked for, and their packed log probabilities.
+    """
+    top_logprobs: builtins.bytes
     def __init__(
         self,
         *,
@@ -515,9 +531,12 @@ class RequestOutput(google.protobuf.message.Message):
         cached_tokens: builtins.int | None = ...,
         finish_reason: global___FinishReason.ValueType = ...,
         error: builtins.str = ...,
+        logprobs: builtins.bytes = ...,
+        top_tokens: builtins.bytes = ...,
+        top_logprobs: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_cached_tokens", b"_cached_tokens", "cached_tokens", b"cached_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_cached_tokens", b"_cached_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "error", b"error", "finish_reason", b"finish_reason", "position", b"position", "request_id", b"request_id", "tokens", b"tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_cached_tokens", b"_cached_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "position", b"position", "request_id", b"request_id", "tokens", b"tokens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_cached_tokens", b"_cached_tokens"]) -> typing.Literal["cached_tokens"] | None: ...
 
 global___RequestOutput = RequestOutput

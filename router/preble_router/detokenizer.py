@@ -37,11 +37,25 @@ class Detokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._pieces = _pieces_of(tokenizer)
+        self._special = _special_ids(tokenizer)
 
     def stream(self) -> IncrementalDecoder:
         if self._pieces is None:
             return _WindowDecoder(self._tokenizer)
         return _BytesDecoder(self._pieces)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the token adds to a text; None for a special or unknown one, which adds nothing."""
+        if self._tokenizer.id_to_token(token_id) is None or token_id in self._special:
+            return None
+        if self._pieces is None:
+            text: str = self._tokenizer.decode([token_id])
+            return text.encode()
+        return self._pieces[token_id]
+
+    def token_name(self, token_id: int) -> str:
+        """How the vocabulary writes the token; "" for an unknown one."""
+        return self._tokenizer.id_to_token(token_id) or ""
 
 
 class _Pieces(dict[int, bytes]):

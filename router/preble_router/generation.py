@@ -7,7 +7,7 @@ from typing import Self
 
 from preble.errors import PeerError, PrebleError
 from preble.page_keys import TOKEN_BYTES, num_tokens
-from preble.types import FinishReason, SamplingParams
+from preble.types import FinishReason, Logprobs, SamplingParams
 from preble_router.lengths.predictor import Prompt, Vector
 from preble_router.session import Session
 from preble_router.stimuli import Placement
@@ -41,6 +41,7 @@ class Delta:
         cached_tokens: prompt tokens the worker served from its cache, None before its first token.
         predicted_cached_tokens: what the router expected of the present worker.
         worker_id: the worker that serves the request now.
+        logprobs: of `tokens`, where the request asks for them.
     """
 
     tokens: bytes
@@ -48,6 +49,7 @@ class Delta:
     cached_tokens: int | None
     predicted_cached_tokens: int
     worker_id: str
+    logprobs: Logprobs | None = None
 
 
 class Generation:
@@ -78,6 +80,7 @@ class Generation:
         "_cancel",
         "_closed",
         "_end",
+        "_logprobs",
         "_loop",
         "_taken",
         "_waiter",
@@ -123,6 +126,7 @@ class Generation:
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
         self._cached_tokens: int | None = None
+        self._logprobs: list[Logprobs] = []  # of what was not taken yet
         self._taken = 0
         self._closed = False
         self._end: FinishReason | PrebleError | None = None
@@ -191,12 +195,17 @@ class Generation:
     def _take(self, finish_reason: FinishReason | None) -> Delta:
         tokens = bytes(memoryview(self.output)[self._taken :])
         self._taken += len(tokens)
+        logprobs = None
+        if self._logprobs:
+            logprobs = Logprobs.joined(self._logprobs)
+            self._logprobs = []
         return Delta(
             tokens,
             finish_reason,
             self._cached_tokens,
             self.predicted_cached_tokens,
             self.worker_id,
+            logprobs,
         )
 
     # The dispatcher's side.
@@ -234,8 +243,25 @@ class Generation:
         if expected + size // TOKEN_BYTES > self.request.sampling.max_tokens:
             raise PeerError(f"output of {self.request_id} is longer than its max_tokens")
 
-    def feed(self, tokens: bytes, cached_tokens: int | None) -> None:
+    def check_logprobs(self, logprobs: Logprobs | None, size: int) -> None:
+        """`logprobs` are those of `size` bytes of tokens.
+
+        Raises:
+            PeerError: they are not, or are missing.
+        """
+        num_top = self.request.sampling.top_logprobs
+        assert num_top is not None
+        if logprobs is None or len(logprobs.chosen) != size:
+            raise PeerError(f"output of {self.request_id} without its log probabilities")
+        if not len(logprobs.top) == len(logprobs.top_tokens) == num_top * size:
+            raise PeerError(f"output of {self.request_id} without {num_top} likeliest tokens each")
+
+    def feed(
+        self, tokens: bytes, cached_tokens: int | None, logprobs: Logprobs | None = None
+    ) -> None:
         """Output of a step. The cached share of a resumed attempt counts the prompt only."""
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
         self.output += tokens
         self.num_output_tokens += len(tokens) // TOKEN_BYTES
         if cached_tokens is not None:

@@ -19,7 +19,7 @@ from preble.errors import InvalidRequest, ModelNotFound, NoWorkers, PrebleError
 from preble.page_keys import num_tokens
 from preble.types import SamplingParams
 from preble.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-from preble.wire import finish_to_wire, sampling_from_wire
+from preble.wire import finish_to_wire, logprobs_to_wire, sampling_from_wire
 from preble_router.config import RouterConfig
 from preble_router.dispatch import Dispatcher, GenerationRequest
 from preble_router.metrics import Metrics
@@ -224,6 +224,7 @@ def _response(request_id: str, delta: TextDelta, worker_id: str) -> inference_pb
         tokens=delta.tokens,
         finish_reason=finish_to_wire(delta.finish_reason),
     )
+    logprobs_to_wire(delta.logprobs, message)
     if delta.usage is not None:
         message.usage.prompt_tokens = delta.usage.prompt_tokens
         message.usage.completion_tokens = delta.usage.completion_tokens

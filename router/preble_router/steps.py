@@ -4,7 +4,12 @@ from preble.errors import DeadlineExceeded, PeerError, PrebleError, WorkerFailed
 from preble.page_keys import TOKEN_BYTES, num_tokens
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
-from preble.wire import cache_events_from_wire, finish_from_wire, load_from_wire
+from preble.wire import (
+    cache_events_from_wire,
+    finish_from_wire,
+    load_from_wire,
+    logprobs_from_wire,
+)
 from preble_router.attempts import Attempts, too_long, worker_gone
 from preble_router.config import RouterConfig
 from preble_router.generation import Generation
@@ -33,7 +38,7 @@ class Steps:
         """One pass over a step: outputs to their requests, facts to the scheduler.
 
         Raises:
-            PeerError: an output is not at the position where it must be.
+            PeerError: an output is not at the position where it must be, or lacks a part.
         """
         if step.HasField("cache"):
             batch = cache_events_from_wire(step.cache)
@@ -49,7 +54,11 @@ class Steps:
                 cached = None
                 if generation.awaits_first_token and output.HasField("cached_tokens"):
                     cached = output.cached_tokens
-                generation.feed(tokens, cached)
+                logprobs = None
+                if generation.request.sampling.top_logprobs is not None:
+                    logprobs = logprobs_from_wire(output)
+                    generation.check_logprobs(logprobs, len(tokens))
+                generation.feed(tokens, cached, logprobs)
                 count = len(tokens) // TOKEN_BYTES
                 progress.append(Progress(generation.request_id, generation.attempt, count, cached))
             if output.finish_reason:

@@ -1,12 +1,12 @@
 """Tokens of a generation to text: decoded as they come, ended by stop strings, counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from preble.errors import PromptTooLong
 from preble.page_keys import TOKEN_BYTES, num_tokens, unpack_tokens
-from preble.types import FinishReason, Usage
+from preble.types import FinishReason, Logprobs, Usage
 from preble_router.generation import Delta, Generation
 from preble_router.stop_strings import StopStrings
 from preble_router.tokenizer import Tokenizer
@@ -20,12 +20,14 @@ class TextDelta:
         tokens: packed. Their text may come later: characters are given out whole, and what may
             be the beginning of a stop string is held back.
         finish_reason: set in the last delta, and `usage` with it.
+        logprobs: of `tokens`, where the request asks for them.
     """
 
     text: str
     tokens: bytes
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: Logprobs | None = None
 
 
 class TextGeneration:
@@ -87,15 +89,16 @@ class TextGeneration:
         if delta.finish_reason is None and len(delta.tokens) == TOKEN_BYTES:  # nearly always
             self._completion_tokens += 1
             token_id = int.from_bytes(delta.tokens, "little")
-            return TextDelta(self._decoder.push(token_id), delta.tokens)
+            text = self._decoder.push(token_id)
+            return TextDelta(text, delta.tokens, logprobs=delta.logprobs)
         return self._plain(delta)
 
     def _plain(self, delta: Delta) -> TextDelta:
         self._completion_tokens += num_tokens(delta.tokens)
         text = self._decoder.push_all(_visible_ids(delta))
         if delta.finish_reason is None:
-            return TextDelta(text, delta.tokens)
-        return self._last(text + self._decoder.finish(), delta.tokens, delta.finish_reason)
+            return TextDelta(text, delta.tokens, logprobs=delta.logprobs)
+        return self._last(text + self._decoder.finish(), delta, delta.finish_reason)
 
     def _searched(self, delta: Delta, stops: StopStrings) -> TextDelta:
         """One token at a time, so that the one that completes a stop string is the last counted."""
@@ -104,25 +107,28 @@ class TextGeneration:
             match = stops.push(self._decoder.push(token_id))
             text += match.text
             if match.stopped:
-                return self._stopped(text, delta.tokens[: i * TOKEN_BYTES])
+                return self._stopped(text, delta, num_tokens=i)
         if delta.finish_reason is None:
             self._completion_tokens += num_tokens(delta.tokens)
-            return TextDelta(text, delta.tokens)
+            return TextDelta(text, delta.tokens, logprobs=delta.logprobs)
         match = stops.push(self._decoder.finish())
         text += match.text
         if match.stopped:
-            return self._stopped(text, delta.tokens)
+            return self._stopped(text, delta, num_tokens=num_tokens(delta.tokens))
         self._completion_tokens += num_tokens(delta.tokens)
-        return self._last(text + stops.finish(), delta.tokens, delta.finish_reason)
+        return self._last(text + stops.finish(), delta, delta.finish_reason)
 
-    def _stopped(self, text: str, tokens: bytes) -> TextDelta:
+    def _stopped(self, text: str, delta: Delta, *, num_tokens: int) -> TextDelta:
+        """A stop string is complete with so many tokens of `delta`."""
         self._generation.cancel(complete=True)
-        self._completion_tokens += num_tokens(tokens)
-        return self._last(text, tokens, FinishReason.STOP)
+        self._completion_tokens += num_tokens
+        logprobs = delta.logprobs and delta.logprobs.first(num_tokens)
+        read = replace(delta, tokens=delta.tokens[: num_tokens * TOKEN_BYTES], logprobs=logprobs)
+        return self._last(text, read, FinishReason.STOP)
 
-    def _last(self, text: str, tokens: bytes, reason: FinishReason) -> TextDelta:
+    def _last(self, text: str, delta: Delta, reason: FinishReason) -> TextDelta:
         self._ended = True
-        return TextDelta(text, tokens, reason, self.usage)
+        return TextDelta(text, delta.tokens, reason, self.usage, delta.logprobs)
 
 
 def _visible_ids(delta: Delta) -> list[int]:

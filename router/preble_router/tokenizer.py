@@ -126,6 +126,16 @@ class Tokenizer:
         decoder = self.stream()
         return decoder.push_all(unpack_tokens(tokens).tolist()) + decoder.finish()
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What one token adds to a text, maybe a part of a character; None if it is special or
+        unknown and adds nothing.
+        """
+        return self._detokenizer.token_bytes(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        """How the vocabulary writes a token; "" for an unknown one."""
+        return self._detokenizer.token_name(token_id)
+
     def stream(self) -> IncrementalDecoder:
         """Decodes one output token by token, to the same text as `decode` of the whole."""
         return self._detokenizer.stream()

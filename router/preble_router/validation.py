@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from preble.errors import InvalidRequest
 from preble.page_keys import TOKEN_BYTES, unpack_tokens
-from preble.types import SamplingParams
+from preble.types import MAX_TOP_LOGPROBS, SamplingParams
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
@@ -25,7 +25,12 @@ def check_range(value: float, low: float, high: float, *, field: str) -> None:
         raise InvalidRequest(f"{field} must be from {low} to {high}, not {value}", field=field)
 
 
-def check_sampling(sampling: SamplingParams, *, max_tokens_field: str = "max_tokens") -> None:
+def check_sampling(
+    sampling: SamplingParams,
+    *,
+    max_tokens_field: str = "max_tokens",
+    top_logprobs_field: str = "top_logprobs",
+) -> None:
     """Every number of `sampling` is within what workers accept."""
     check_range(sampling.max_tokens, 1, MAX_OUTPUT_TOKENS, field=max_tokens_field)
     check_range(sampling.temperature, 0, MAX_TEMPERATURE, field="temperature")
@@ -35,6 +40,7 @@ def check_sampling(sampling: SamplingParams, *, max_tokens_field: str = "max_tok
         raise InvalidRequest(
             f"top_p must be above 0 and at most 1, not {sampling.top_p}", field="top_p"
         )
+    check_range(sampling.top_logprobs or 0, 0, MAX_TOP_LOGPROBS, field=top_logprobs_field)
     if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidRequest(
             f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} ids, "

@@ -75,6 +75,7 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
         request_id="mine",
         ttft_slo_seconds=0.5,
         tbt_slo_seconds=0.25,
+        top_logprobs=0,
         timeout=30,
     )
     (request,) = router.requests
@@ -82,6 +83,7 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
     assert request.WhichOneof("prompt") == "tokens"
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (2, 0.5, 0.25)
     assert (sampling.top_k, sampling.ignore_eos, list(sampling.stop_token_ids)) == (3, True, [9])
+    assert sampling.HasField("top_logprobs") and sampling.top_logprobs == 0
     assert (request.seed, list(request.stop), request.namespace) == (2**63, ["x"], "tenant")
     assert (request.priority, request.model, request.request_id) == (-1, "demo", "mine")
     assert (request.ttft_slo_seconds, request.tbt_slo_seconds) == (0.5, 0.25)
@@ -94,6 +96,7 @@ def test_defaults_leave_the_choice_to_the_router(client: Client, router: FakeRou
     assert request.sampling.max_tokens == 0
     assert request.sampling.temperature == 1.0
     assert not request.HasField("seed")
+    assert not request.sampling.HasField("top_logprobs")
     assert not request.HasField("ttft_slo_seconds") and not request.HasField("tbt_slo_seconds")
     assert router.deadlines[0] is None or router.deadlines[0] > 1e6
 
@@ -113,6 +116,7 @@ def test_defaults_leave_the_choice_to_the_router(client: Client, router: FakeRou
         ("ab", {"top_p": 0.0}, "top_p"),
         ("ab", {"top_k": -1}, "top_k"),
         ("ab", {"seed": -1}, "seed"),
+        ("ab", {"top_logprobs": -1}, "top_logprobs"),
         ("ab", {"stop_token_ids": [-1]}, "stop_token_ids"),
         ("ab", {"priority": 2**31}, "priority"),
     ],

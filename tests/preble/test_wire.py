@@ -10,6 +10,7 @@ from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
 from preble.types import (
     FinishReason,
     LoadReport,
+    Logprobs,
     RequestOutput,
     SamplingParams,
     WorkerRequest,
@@ -60,6 +61,7 @@ SAMPLINGS = st.builds(
     seed=U64,
     ignore_eos=st.booleans(),
     stop_token_ids=st.lists(U32, max_size=3).map(tuple),
+    top_logprobs=st.none() | st.integers(0, 20),
 )
 LOADS = st.builds(
     LoadReport,
@@ -88,6 +90,8 @@ OUTPUTS = st.builds(
     cached_tokens=st.none() | U32,
     finish_reason=st.none() | st.sampled_from(FinishReason),
     error=NAMES,
+    logprobs=st.none()
+    | st.builds(Logprobs, st.binary(min_size=1, max_size=8), st.binary(), st.binary()),
 )
 EVENTS = st.builds(Stored, st.binary(max_size=32)) | st.builds(Evicted, st.binary(max_size=32), U32)
 

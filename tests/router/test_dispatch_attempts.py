@@ -1,9 +1,11 @@
 """Attempts that break off and workers that break the protocol: what the clients get."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fake_worker import FakeWorker
+from pretend_logprobs import pretend_logprobs
 from router_helpers import (
     PROMPT,
     assert_exact,
@@ -20,6 +22,7 @@ from preble.errors import (
     WorkerFailed,
 )
 from preble.page_keys import pack_tokens
+from preble.types import Logprobs
 from preble.v1 import worker_pb2 as pb
 
 # Attempts
@@ -50,6 +53,38 @@ async def test_streams_go_on_elsewhere_when_a_link_dies(how: str) -> None:
             assert submit.tenant == "acme"
         assert dispatcher.attempts.retries_total == 5
         assert dispatcher.attempts.outcomes == {"length": 10}
+
+
+async def test_log_probabilities_go_on_where_they_were() -> None:
+    dying, other = FakeWorker("w0"), FakeWorker("w1", tokens_per_step=3)
+    async with cluster(dying, other) as dispatcher:
+        request = generation_request(max_tokens=200)
+        request = replace(request, sampling=replace(request.sampling, top_logprobs=2))
+        generation = dispatcher.start(request)
+        await until(lambda: generation.num_output_tokens > 3)
+        await dying.stop()
+        tokens, deltas = await collect(generation)
+        assert generation.attempt == 2
+    whole = Logprobs.joined([delta.logprobs for delta in deltas if delta.logprobs])
+    assert whole == pretend_logprobs(tokens, 2)
+
+
+@pytest.mark.parametrize("lacking", ["logprobs", "top_tokens", "top_logprobs"])
+async def test_a_worker_that_leaves_out_log_probabilities_loses_its_link(lacking: str) -> None:
+    def mangle(step: pb.StepOutput) -> pb.StepOutput:
+        for output in step.outputs:
+            output.ClearField(lacking)
+        return step
+
+    broken, other = FakeWorker("w0"), FakeWorker("w1")
+    broken.faults.mangle = mangle
+    async with cluster(broken, other) as dispatcher:
+        request = generation_request()
+        request = replace(request, sampling=replace(request.sampling, top_logprobs=1))
+        tokens, deltas = await collect(dispatcher.start(request))
+        assert len(other.submits) == 1
+    whole = Logprobs.joined([delta.logprobs for delta in deltas if delta.logprobs])
+    assert whole == pretend_logprobs(tokens, 1)
 
 
 async def test_a_single_worker_that_breaks_its_link_takes_its_requests_again() -> None:

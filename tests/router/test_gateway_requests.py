@@ -139,8 +139,7 @@ def test_contradicting_limits_are_refused():
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("logit_bias", {"5": 1}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
+        ("top_logprobs", 3),  # without logprobs
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("functions", [{}]),
@@ -163,7 +162,7 @@ def test_what_is_not_supported_is_refused_by_name(field, value):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("echo", True), ("best_of", 2), ("suffix", "end"), ("logprobs", 0)]
+    ("field", "value"), [("echo", True), ("best_of", 2), ("suffix", "end"), ("logprobs", 21)]
 )
 def test_completions_refuse_theirs_too(field, value):
     assert refused(completion, **{field: value}).field == field
@@ -199,6 +198,18 @@ def test_choices_of_several_prompts_are_bounded_together():
     error = refused(completion, prompt=["a", "b"], n=65)
     assert error.field == "n"
     assert "from 1 to 64 for each of 2 prompts" in str(error)
+
+
+def test_log_probabilities_are_asked_for_in_two_ways():
+    assert chat().common.sampling.top_logprobs is None
+    assert chat(logprobs=True).common.sampling.top_logprobs == 0
+    assert chat(logprobs=True, top_logprobs=20).common.sampling.top_logprobs == 20
+    assert refused(chat, logprobs=True, top_logprobs=21).field == "top_logprobs"
+    assert refused(chat, logprobs=3).field == "logprobs"
+    assert completion().common.sampling.top_logprobs is None
+    assert completion(logprobs=0).common.sampling.top_logprobs == 0
+    assert completion(logprobs=5).common.sampling.top_logprobs == 5
+    assert refused(completion, logprobs=True).field == "logprobs"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ import pytest
 from fake_worker import MODEL, FakeWorker, fake_tokens
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pretend_logprobs import pretend_logprobs
 from router_helpers import num_ready, router, until
 
 from preble import AsyncClient
 from preble.errors import InvalidRequest, ModelNotFound, NoWorkers, PromptTooLong, Unauthenticated
 from preble.page_keys import pack_tokens
+from preble.types import Logprobs
 from preble.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 from preble.v1 import worker_pb2 as pb
+from preble.wire import logprobs_from_wire
 from preble_deploy.demo_model import make_demo_model
 from preble_router.server import RouterServer
 
@@ -67,6 +70,29 @@ async def test_generate_streams_exact_tokens_and_their_text(model_path: Path) ->
         assert last.usage.worker_id == "w0"
         assert not any(message.HasField("usage") for message in messages[:-1])
         assert server.dispatcher.num_live == 0
+
+
+async def test_log_probabilities_stand_beside_the_tokens(model_path: Path) -> None:
+    async with serving(model_path, small_worker(tokens_per_step=3)) as (server, channel):
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        sampling = pb.SamplingParams(max_tokens=20, top_logprobs=2)
+        request = generate_request(sampling=sampling, stop=["no such text"])
+        messages = [message async for message in stub.Generate(request)]
+        assert all(len(message.logprobs) == len(message.tokens) for message in messages)
+        tokens = b"".join(message.tokens for message in messages)
+        told = Logprobs.joined([m for message in messages if (m := logprobs_from_wire(message))])
+        assert told == pretend_logprobs(tokens, 2)
+        async with AsyncClient(server.grpc_address) as client:
+            answer = await client.generate(IDS, max_tokens=5, seed=0, top_logprobs=2)
+            plain = await client.generate(IDS, max_tokens=5, seed=0)
+            with pytest.raises(InvalidRequest, match="top_logprobs must be from 0 to 20, not 21"):
+                await client.generate(IDS, top_logprobs=21)
+    assert answer.token_ids == plain.token_ids
+    assert (plain.logprobs, plain.top_logprobs) == ((), ())
+    assert answer.logprobs == tuple(-(t % 31 + i) / 8 for i, t in enumerate(answer.token_ids))
+    assert answer.top_logprobs == tuple(
+        {token: -i / 8, token + 1: -(i + 1) / 8} for i, token in enumerate(answer.token_ids)
+    )
 
 
 async def test_max_tokens_zero_is_the_rest_of_the_context_and_top_p_zero_is_one(

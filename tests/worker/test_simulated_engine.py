@@ -1,6 +1,7 @@
 """The engine of sleeps: what it draws, how long it sleeps, what it takes from a model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from preble.page_keys import pack_tokens
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import LLAMA_3_8B_ON_H100, ModelShape, load_engine, read_model_shape
+from preble_worker.logprobs import LogprobColumns
 from preble_worker.simulated_engine import LOWEST_TOKEN, SimulatedEngine, simulated_tokens
 
 COST = CostModel(
@@ -69,6 +71,19 @@ def test_a_run_draws_the_oracles_token_for_each_sampling_row_in_row_order():
     ]
     assert drawn.tolist() == expected
     assert drawn.dtype == np.int64
+
+
+def test_all_tokens_are_as_likely_as_they_are_drawn():
+    logprobs = LogprobColumns.ask([(0, 2), (2, 3)])
+    batch = replace(make_batch(SlotTables(4, 4), [0, 1, 2], [True] * 3), logprobs=logprobs)
+    engine = SimulatedEngine(COST, 20, excluded=(4,), time_scale=0.0)
+    drawable = 20 - LOWEST_TOKEN - 1
+    engine.run(batch)
+    packed = logprobs.packed()
+    assert set(packed) == {0, 2}
+    assert np.frombuffer(packed[0].chosen, "<f4") == pytest.approx([-np.log(drawable)])
+    assert np.frombuffer(packed[2].top, "<f4") == pytest.approx([-np.log(drawable)] * 3)
+    assert packed[2].top_tokens == pack_tokens([3, 5, 6])
 
 
 def test_the_oracle_resumes_anywhere():

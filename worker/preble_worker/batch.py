@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from preble.cost import CostModel
 from preble_worker.config import TierConfig
+from preble_worker.logprobs import LogprobColumns
 
 ALL_KV = np.iinfo(np.int64).max
 """`SlotTables.hidden_from` of a request that keeps all its tokens as keys and values."""
@@ -134,6 +135,7 @@ class Batch:
             step projects anew.
         num_hidden_decodes: decodes in the hidden form; `hidden_tokens` grows by as many with
             each step.
+        logprobs: for the engine to fill in; None where no row asks for log probabilities.
     """
 
     step: int
@@ -151,6 +153,7 @@ class Batch:
     upgrades: tuple[Upgrade, ...] = ()
     hidden_tokens: int = 0
     num_hidden_decodes: int = 0
+    logprobs: LogprobColumns | None = None
 
 
 ONE_PRODUCT_TOKENS = 128
@@ -206,5 +209,6 @@ class Engine(Protocol):
     """Computes batches. `ModelRunner` does it with a model, `SimulatedEngine` with sleeps."""
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
-        """Compute the step and return one sampled token per row with `samples`, in row order."""
+        """Compute the step, fill in `batch.logprobs` if there are any, and return one sampled
+        token per row with `samples`, in row order."""
         ...

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from preble.page_keys import TOKEN_BYTES, unpack_tokens
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.decodes import DecodeRows
+from preble_worker.logprobs import LogprobColumns
 from preble_worker.sequence import Sequence
 from preble_worker.slots import Slots
 
@@ -36,6 +37,7 @@ class BatchMaker:
         samples = np.ones(num_decodes + len(chunks), dtype=np.bool_)
         inputs = _NO_TOKENS
         attention = 0.0
+        wanted = decodes.wanted_logprobs
         hidden_tokens = decodes.hidden_tokens()
         if chunks:
             slots = _joined(slots, [s.slot for s in chunks])
@@ -48,6 +50,7 @@ class BatchMaker:
                 for s in chunks
                 if s.is_hidden
             )
+            wanted = [*wanted, *_wanted_logprobs(chunks, num_decodes)]
             attention = sum(s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks)
         if pages_changed or not self._are_last(slots):
             self._composition += 1
@@ -68,6 +71,7 @@ class BatchMaker:
             upgrades=changes.take_upgrades(),
             hidden_tokens=hidden_tokens,
             num_hidden_decodes=decodes.num_hidden,
+            logprobs=LogprobColumns.ask(wanted) if wanted else None,
         )
 
     def _are_last(self, slots: npt.NDArray[np.int64]) -> bool:
@@ -76,6 +80,16 @@ class BatchMaker:
 
 def _joined(decodes: npt.NDArray[np.int64], chunks: list[int]) -> npt.NDArray[np.int64]:
     return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
+
+
+def _wanted_logprobs(chunks: Listing[Sequence], num_decodes: int) -> list[tuple[int, int]]:
+    """Of the chunks that draw a token: its row among those drawn, and how many of the likeliest."""
+    drawing = [s for s in chunks if s.chunk == s.num_missing]
+    return [
+        (row, s.sampling.top_logprobs)
+        for row, s in enumerate(drawing, start=num_decodes)
+        if s.sampling.top_logprobs is not None
+    ]
 
 
 def _chunk_tokens(sequence: Sequence) -> npt.NDArray[np.uint32]:

@@ -5,14 +5,16 @@ is a dozen array operations; only what happens to single requests (an end, a new
 is done one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from preble.page_keys import TOKEN_DTYPE
+from preble.types import Logprobs
 from preble_worker.batch import SlotTables
 from preble_worker.config import SchedulerConfig
+from preble_worker.logprobs import NO_LOGPROBS
 from preble_worker.outputs import TokenColumns
 from preble_worker.page_cache import PageArray
 from preble_worker.sequence import Sequence, Stage
@@ -34,6 +36,8 @@ class DecodeRows:
         sequences: one per row.
         context_tokens: tokens with KV, all rows together.
         num_hidden: rows in the hidden form.
+        wanted_logprobs: rows that ask for log probabilities, each with how many of the likeliest
+            tokens it wants.
     """
 
     def __init__(self, tables: SlotTables, config: SchedulerConfig) -> None:
@@ -45,6 +49,7 @@ class DecodeRows:
         self._tokens_per_page = np.full(num_slots, page_tokens, dtype=np.int64)
         self._num_pages = np.zeros(num_slots, dtype=np.int64)
         self.num_hidden = 0
+        self.wanted_logprobs: list[tuple[int, int]] = []
         self._eos_token_ids = config.eos_token_ids
         self._num_computed = np.zeros(num_slots, dtype=np.int64)
         self._capacity = np.zeros(num_slots, dtype=np.int64)
@@ -141,10 +146,15 @@ class DecodeRows:
     def steps_until_end(self, *, num_available: int) -> int:
         """How many steps in a row compute all rows, if nobody joins or is cancelled: the last is
         the one in which a row ends, or behind which more than `num_available` pages would be
-        needed. 1 if an end cannot be foreseen, because a token may bring it.
+        needed. 1 if an end cannot be foreseen, because a token may bring it, or if a row asks for
+        more than tokens.
         """
         slots = self.slots
-        if self._rows_with_stop_tokens or (self._eos_token_ids and self._obeys_eos[slots].any()):
+        if (
+            self.wanted_logprobs
+            or self._rows_with_stop_tokens
+            or (self._eos_token_ids and self._obeys_eos[slots].any())
+        ):
             return 1
         steps = int((self._max_tokens[slots] - self._tables.output_position[slots]).min())
         while steps > 1 and self._wanted_pages(slots, ahead=steps - 1) > num_available:
@@ -164,7 +174,9 @@ class DecodeRows:
         for row in rows.tolist():
             self.sequences[row].num_pages += 1
 
-    def advance(self, tokens: npt.NDArray[np.int64]) -> tuple[TokenColumns, list[int]]:
+    def advance(
+        self, tokens: npt.NDArray[np.int64], logprobs: Mapping[int, Logprobs] = NO_LOGPROBS
+    ) -> tuple[TokenColumns, list[int]]:
         """Each row computed one token and drew the next, `tokens`.
 
         Returns:
@@ -181,7 +193,7 @@ class DecodeRows:
         self._tail[slots, columns] = tokens
         for row in np.flatnonzero(columns == TAIL_TOKENS - 1).tolist():
             self._move_tail(self.sequences[row])
-        return self._columns(positions, tokens), self._ended(after, tokens)
+        return self._columns(positions, tokens, logprobs), self._ended(after, tokens)
 
     def advance_many(
         self, tokens: npt.NDArray[np.int64], allocate: Callable[[int], PageArray]
@@ -227,7 +239,10 @@ class DecodeRows:
             self.sequences[row].num_pages += count
 
     def _columns(
-        self, positions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
+        self,
+        positions: npt.NDArray[np.int64],
+        tokens: npt.NDArray[np.int64],
+        logprobs: Mapping[int, Logprobs],
     ) -> TokenColumns:
         return TokenColumns(
             self._request_ids,
@@ -235,6 +250,7 @@ class DecodeRows:
             positions,
             tokens.astype(np.uint32),
             self._cached_tokens,
+            logprobs,
         )
 
     def _ended(self, num_output: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> list[int]:
@@ -263,6 +279,11 @@ class DecodeRows:
         self._request_ids = [s.request_id for s in sequences]
         self._attempts = [s.attempt for s in sequences]
         self._cached_tokens = [s.served_from_cache or 0 for s in sequences]
+        self.wanted_logprobs = [
+            (row, s.sampling.top_logprobs)
+            for row, s in enumerate(sequences)
+            if s.sampling.top_logprobs is not None
+        ]
         self._rows_with_stop_tokens = [
             row for row, s in enumerate(sequences) if s.sampling.stop_token_ids
         ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from preble_worker.attention import Attention, AttentionStep
 from preble_worker.batch import Batch
 from preble_worker.cache_tiers import NO_CACHE_TIERS, CacheTiers
-from preble_worker.sampler import SamplingRows, sample
+from preble_worker.sampler import SamplingRows, measure, sample
 
 
 class CausalModel(Protocol):
@@ -96,7 +96,10 @@ class ModelRunner:
             self._upload(inputs.last),
         )
         rows = SamplingRows.of_slots(batch.tables, batch.slots[batch.samples])
-        sampled: npt.NDArray[np.int64] = sample(logits, rows).cpu().numpy()
+        drawn = sample(logits, rows)
+        if batch.logprobs is not None:
+            measure(logits, drawn, batch.logprobs)
+        sampled: npt.NDArray[np.int64] = drawn.cpu().numpy()
         return sampled
 
     def _upload(self, array: npt.NDArray[np.int64]) -> Tensor:

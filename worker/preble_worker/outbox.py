@@ -1,7 +1,7 @@
 """The live requests, how each of them ends, and what has not been said of them yet."""
 
 from preble.page_keys import TOKEN_BYTES
-from preble.types import FinishReason, RequestOutput
+from preble.types import FinishReason, Logprobs, RequestOutput
 from preble_worker.outputs import StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import LocalPolicy
@@ -26,17 +26,25 @@ class Outbox:
         self.digest = (0, 0)
 
     def settle(
-        self, sequence: Sequence, reason: FinishReason, *, tokens: bytes = b"", error: str = ""
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        tokens: bytes = b"",
+        logprobs: Logprobs | None = None,
+        error: str = "",
     ) -> None:
         """The one place where requests end."""
         if self.live.get(sequence.request_id) is sequence:
             del self.live[sequence.request_id]
-        self.others.append(sequence.output(tokens, reason, error))
+        self.others.append(sequence.output(tokens, logprobs, reason, error))
         sequence.num_generated = sequence.num_output + len(tokens) // TOKEN_BYTES
         self._policy.ended(sequence, finished=reason in _FINISHED)
         sequence.finish()
 
-    def settle_last(self, sequence: Sequence, token: int, position: int) -> None:
+    def settle_last(
+        self, sequence: Sequence, token: int, position: int, logprobs: Logprobs | None
+    ) -> None:
         """The request ends with the step that drew `token`, which is dropped if it was stopped."""
         sequence.num_output = position
         if sequence.end is not None:
@@ -44,7 +52,8 @@ class Outbox:
             return
         reason = sequence.reason_to_end(token, position + 1)
         assert reason is not None
-        self.settle(sequence, reason, tokens=token.to_bytes(TOKEN_BYTES, "little"))
+        tokens = token.to_bytes(TOKEN_BYTES, "little")
+        self.settle(sequence, reason, tokens=tokens, logprobs=logprobs)
 
     def hand_out(self, cache: PageCache, decoded: TokenColumns) -> StepOutputs:
         """Everything since the last time, the cache's events included."""

@@ -5,7 +5,7 @@ columns; a shell that only counts or forwards never pays for an object per token
 other door to the same facts, as one `RequestOutput` per request, built when it is asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from preble.events import CacheEvents
 from preble.page_keys import TOKEN_BYTES
-from preble.types import RequestOutput
+from preble.types import Logprobs, RequestOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class TokenColumns:
         positions: int64, index of the token in its request's output.
         tokens: uint32.
         cached_tokens: prompt tokens of the request that came from cache.
+        logprobs: of the tokens of those rows that ask for them.
 
     The lists are shared between steps and must not be changed.
     """
@@ -34,6 +35,7 @@ class TokenColumns:
     positions: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.uint32]
     cached_tokens: list[int]
+    logprobs: Mapping[int, Logprobs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.request_ids)
@@ -48,13 +50,14 @@ class TokenColumns:
             self.cached_tokens,
             strict=True,
         )
-        for request_id, attempt, position, at, cached_tokens in rows:
+        for row, (request_id, attempt, position, at, cached_tokens) in enumerate(rows):
             yield RequestOutput(
                 request_id=request_id,
                 attempt=attempt,
                 position=position,
                 tokens=packed[at : at + TOKEN_BYTES],
                 cached_tokens=cached_tokens,
+                logprobs=self.logprobs.get(row),
             )
 
     def without(self, rows: list[int]) -> "TokenColumns":
@@ -68,6 +71,7 @@ class TokenColumns:
             self.positions[keep],
             self.tokens[keep],
             [self.cached_tokens[row] for row in kept],
+            {new: self.logprobs[row] for new, row in enumerate(kept) if row in self.logprobs},
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from preble_worker.batch import SlotTables
+from preble_worker.logprobs import LogprobColumns
 
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
@@ -65,6 +66,20 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
             place = torch.from_numpy(index).to(logits.device)
             tokens[place] = draw(logits[place], rows.take(index))
     return tokens
+
+
+def measure(logits: Tensor, tokens: Tensor, logprobs: LogprobColumns) -> None:
+    """Fill `logprobs` in: log-softmax of `logits` (n, vocab) as the model gave them, of which
+    `tokens` (n,) were drawn.
+    """
+    place = torch.from_numpy(logprobs.rows).to(logits.device)
+    wide = logits[place].float().log_softmax(dim=-1)
+    logprobs.chosen[:] = wide.gather(-1, tokens[place][:, None])[:, 0].cpu().numpy()
+    num_top = logprobs.top.shape[1]
+    if num_top:
+        top, ids = wide.topk(num_top, dim=-1)
+        logprobs.top[:] = top.cpu().numpy()
+        logprobs.top_tokens[:] = ids.cpu().numpy()
 
 
 def uniforms(

@@ -22,15 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from preble.events import CacheSnapshot
-from preble.page_keys import TOKEN_BYTES
 from preble.types import FinishReason, LoadReport, WorkerRequest
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.batch_maker import BatchMaker
+from preble_worker.completion import Completion
 from preble_worker.config import SchedulerConfig
 from preble_worker.deadlines import Deadlines
 from preble_worker.decodes import DecodeRows
 from preble_worker.host_tier import make_host_tier
 from preble_worker.load_report import load_report
+from preble_worker.logprobs import NO_LOGPROBS
 from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
@@ -79,6 +80,7 @@ class LocalScheduler:
         self.tier_totals = self._totals.tiers
         self._host = make_host_tier(config, self._cache, self._slots, self.tier_totals)
         self._running = Running(self._decodes, self._prefills, self._host, self._totals)
+        self._completion = Completion(self._running, self._slots, self._outbox)
         self._batches = BatchMaker(self.tables)
         self._max_running = config.max_running
         self._preemption = make_preemption(
@@ -88,7 +90,6 @@ class LocalScheduler:
 
         self._under_way: Batch | None = None
         self._scheduled_at = 0.0
-        self._stopping: list[Sequence] = []
         self._retry_at_step = 0
         self._num_added = 0
 
@@ -184,12 +185,15 @@ class LocalScheduler:
         self._under_way = None
         self._totals.busy_seconds += now - self._scheduled_at
         self._deadlines.stepped(now - self._scheduled_at)
-        decoded = NO_TOKENS
-        if batch.num_decodes:
-            decoded = self._complete_decodes(tokens[: batch.num_decodes], now)
+        decoded, num_decodes = NO_TOKENS, batch.num_decodes
+        logprobs = batch.logprobs.packed() if batch.logprobs else NO_LOGPROBS
+        if num_decodes:
+            decoded = self._completion.take_decodes(tokens[:num_decodes], logprobs, now)
         if self._prefills.chunks:
-            self._complete_prefills(tokens[batch.num_decodes :].tolist(), now)
-        self._stopping.clear()
+            self._completion.take_prefills(
+                tokens[num_decodes:], logprobs, now, num_decodes=num_decodes
+            )
+        self._completion.stopping.clear()
         return self._outbox.hand_out(self._cache, decoded)
 
     def num_alike(self, batch: Batch) -> int:
@@ -214,7 +218,7 @@ class LocalScheduler:
         """As if `batch` were completed with each line of `tokens`, and scheduled again each time:
         the last of those many batches, less than `num_alike`, is then under way as `batch`.
         """
-        assert batch is self._under_way and not self._stopping
+        assert batch is self._under_way and not self._completion.stopping
         self._decodes.advance_many(tokens, self._cache.allocate)
         self._batches.step += len(tokens)
 
@@ -222,7 +226,7 @@ class LocalScheduler:
         """The engine failed: the requests of `batch` end as ERROR, nothing of it is shared."""
         assert batch is self._under_way
         self._under_way = None
-        self._stopping.clear()
+        self._completion.stopping.clear()
         self._totals.busy_seconds += now - self._scheduled_at
         for sequence in [*self._decodes.sequences, *self._prefills.chunks]:
             sequence.chunk = 0
@@ -321,49 +325,6 @@ class LocalScheduler:
         self._running.enter(sequence, now=now)
         return True
 
-    def _complete_decodes(self, tokens: npt.NDArray[np.int64], now: float) -> TokenColumns:
-        sequences = self._decodes.sequences
-        columns, ended = self._decodes.advance(tokens)
-        if self._stopping:
-            stopped = [sequences.index(s) for s in self._stopping if s.stage is Stage.DECODE]
-            ended = sorted({*ended, *stopped})
-        if not ended:
-            return columns
-        leaving = [sequences[row] for row in ended]
-        self._decodes.remove(leaving)
-        for row, sequence in zip(ended, leaving, strict=True):
-            self._slots.release(sequence, share=True, now=now)
-            self._outbox.settle_last(sequence, int(tokens[row]), int(columns.positions[row]))
-        return columns.without(ended)
-
-    def _complete_prefills(self, tokens: list[int], now: float) -> None:
-        drawn = iter(tokens)
-        for sequence in self._prefills.chunks:
-            self._prefills.advance(sequence)
-            token = next(drawn) if sequence.num_missing == 0 else None
-            if sequence.end is not None:
-                self._take_out(sequence, now, share=True)
-                self._outbox.settle(sequence, sequence.end)
-                continue
-            self._slots.share(sequence, now=now)
-            if token is None:
-                self._prefills.announce(sequence)
-            else:
-                self._prefills.remove(sequence)
-                self._take_first_token(sequence, token, now)
-        self._prefills.chunks.clear()
-
-    def _take_first_token(self, sequence: Sequence, token: int, now: float) -> None:
-        """The first one since it started, to be exact: it may have been preempted before."""
-        position = sequence.num_output
-        sequence.has_output = True
-        if sequence.reason_to_end(token, position + 1) is not None:
-            self._slots.release(sequence, share=True, now=now)
-            self._outbox.settle_last(sequence, token, position)
-            return
-        self._outbox.others.append(sequence.output(token.to_bytes(TOKEN_BYTES, "little")))
-        self._decodes.add(sequence, token)
-
     # Ends.
 
     def _stop(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
@@ -372,7 +333,7 @@ class LocalScheduler:
             return
         if self._under_way and (sequence.stage is Stage.DECODE or sequence.chunk):
             sequence.end = reason
-            self._stopping.append(sequence)
+            self._completion.stopping.append(sequence)
             return
         self._take_out(sequence, now, share=True)
         self._outbox.settle(sequence, reason)
@@ -396,4 +357,6 @@ class LocalScheduler:
         self._slots.check(running, waiting)
         self._outbox.check([*running, *waiting])
         assert len(running) <= self._max_running
-        assert self._under_way is not None or not (self._stopping or self._prefills.chunks)
+        assert self._under_way is not None or not (
+            self._completion.stopping or self._prefills.chunks
+        )

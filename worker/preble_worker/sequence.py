@@ -8,7 +8,7 @@ from typing import Any
 import xxhash
 
 from preble.page_keys import TOKEN_BYTES, namespace_page, namespace_seed
-from preble.types import FinishReason, RequestOutput, WorkerRequest
+from preble.types import FinishReason, Logprobs, RequestOutput, WorkerRequest
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
 from preble_worker.page_cache import NOT_LOOKED_UP, PageArray
@@ -239,7 +239,11 @@ class Sequence:
         return FinishReason.LENGTH if num_output >= self.sampling.max_tokens else None
 
     def output(
-        self, tokens: bytes = b"", finish_reason: FinishReason | None = None, error: str = ""
+        self,
+        tokens: bytes = b"",
+        logprobs: Logprobs | None = None,
+        finish_reason: FinishReason | None = None,
+        error: str = "",
     ) -> RequestOutput:
         """What to say of it when `tokens` follow the `num_output` tokens known before."""
         return RequestOutput(
@@ -250,6 +254,7 @@ class Sequence:
             cached_tokens=self.served_from_cache if self.has_output else None,
             finish_reason=finish_reason,
             error=error,
+            logprobs=logprobs,
         )
 
     def why_never(self, config: SchedulerConfig) -> str:

@@ -48,5 +48,7 @@ class SimulatedEngine:
         seconds *= self._time_scale
         if seconds > 0.0:
             self._sleep(seconds)
+        if batch.logprobs is not None:
+            self._tokens.fill_in(batch.logprobs)
         tokens: npt.NDArray[np.int64] = self._tokens.draw(batch)[0]
         return tokens

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from preble_worker.batch import Batch
+from preble_worker.logprobs import LogprobColumns
 
 UInts = npt.NDArray[np.uint64]
 
@@ -34,6 +35,15 @@ class TokenSource:
         self._excluded = _drawable_exclusions(excluded, vocab_size)
         self._composition = -1
         self._streams = np.zeros(0, dtype=np.uint64)
+
+    def fill_in(self, logprobs: LogprobColumns) -> None:
+        """With what probability tokens are drawn: all with the same."""
+        num_top = logprobs.top.shape[1]
+        ids = np.arange(LOWEST_TOKEN, LOWEST_TOKEN + num_top + len(self._excluded), dtype=np.uint32)
+        logprobs.top_tokens[:] = ids[~np.isin(ids, self._excluded)][:num_top]
+        log_probability = -np.log(self._vocab_size - LOWEST_TOKEN - len(self._excluded))
+        logprobs.chosen[:] = log_probability
+        logprobs.top[:] = log_probability
 
     def draw(self, batch: Batch, *, num_steps: int = 1) -> npt.NDArray[np.int64]:
         """Tokens of `num_steps` steps of the same composition, `batch` the first.

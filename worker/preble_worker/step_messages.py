@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from preble.page_keys import TOKEN_BYTES
 from preble.types import Phase, RequestOutput
 from preble.v1 import worker_pb2 as pb
-from preble.wire import cache_events_to_wire, load_to_wire, output_to_wire
+from preble.wire import cache_events_to_wire, load_to_wire, logprobs_to_wire, output_to_wire
 from preble_worker.loop_messages import LoopReport
 from preble_worker.outputs import NO_TOKENS, TokenColumns
 from preble_worker.request_book import RequestBook
@@ -74,6 +74,8 @@ class StepMessages:
         for row, position, end in zip(self._rows, decoded.positions.tolist(), ends, strict=True):
             row.position = position
             row.tokens = packed[end - TOKEN_BYTES : end]
+        for index, logprobs in decoded.logprobs.items():
+            logprobs_to_wire(logprobs, self._rows[index])
 
     def _gather_rows(self, decoded: TokenColumns) -> None:
         self._request_ids = decoded.request_ids

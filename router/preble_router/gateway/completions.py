@@ -142,15 +142,17 @@ class CompletionRoutes:
             record=record,
             metrics=self._metrics,
         )
+        asked = common.sampling.top_logprobs
         encoder = encoder_class(
             unique_id,
             created=int(time.time()),
             model=self._config.model,
             num_choices=common.num_choices,
+            logprobs_of=None if asked is None else self._prompts.tokenizer,
             include_usage=common.include_usage,
         )
         if not common.stream:
-            choices = await live.collect()
+            choices = await live.collect(encoder)
             return json_response(encoder.whole(choices), headers=live.headers)
         events = live.events(encoder)
         first = await anext(events)

@@ -59,17 +59,19 @@ class LiveRequest:
             "x-preble-predicted-cached-tokens": ",".join(predicted),
         }
 
-    async def collect(self) -> list[Choice]:
-        """The whole outputs.
+    async def collect(self, encoder: ResponseEncoder) -> list[Choice]:
+        """The whole outputs, as `encoder` needs them.
 
         Raises:
             PrebleError: one of them failed, or the client went away.
         """
         choices = [Choice() for _ in self._generations]
+        logprobs = [encoder.new_logprobs() for _ in self._generations]
         with self:
             async with aclosing(self._deltas()) as deltas:
                 async for index, delta in deltas:
-                    choices[index].add(delta)
+                    waiting = logprobs[index]
+                    choices[index].add(delta, waiting.due(delta) if waiting else ())
         return choices
 
     async def events(self, encoder: ResponseEncoder) -> AsyncGenerator[bytes, None]:
@@ -199,11 +201,14 @@ class _EventEncoding:
         self._encoder = encoder
         self._num_choices = num_choices
         self._opened: set[int] = set()
+        self._logprobs = [encoder.new_logprobs() for _ in range(num_choices)]
         self._usages: dict[int, Usage] = {}
 
     def encode(self, index: int, delta: TextDelta) -> bytes:
         """Empty while there is nothing to say."""
-        event = self._encoder.text(index, delta.text) if delta.text else b""
+        waiting = self._logprobs[index]
+        due = waiting.due(delta) if waiting else ()
+        event = self._encoder.text(index, delta.text, due) if delta.text or due else b""
         if index not in self._opened:
             self._opened.add(index)
             event = self._encoder.opening(index) + event

@@ -11,7 +11,7 @@ tokens, for workers whose local policy knows objectives.
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preble.errors import InvalidRequest
@@ -37,7 +37,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, 0.0),
     "length_penalty": (1, 1.0),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "metadata": ({},),
     "min_p": (0, 0.0),
     "min_tokens": (0,),
@@ -66,7 +65,6 @@ _CHAT_NEUTRAL = _NEUTRAL | {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -123,7 +121,13 @@ def read_completion(body: dict[str, Any], *, vocab_size: int) -> CompletionReque
     """
     fields = Fields(body)
     prompts = read_prompts(fields.take("prompt"), vocab_size=vocab_size)
-    common = _read_common(fields, num_prompts=len(prompts))
+    top_logprobs = fields.integer("logprobs")
+    common = _read_common(
+        fields,
+        num_prompts=len(prompts),
+        top_logprobs=top_logprobs,
+        top_logprobs_field="logprobs",
+    )
     fields.finish(_COMPLETION_NEUTRAL)
     return CompletionRequest(common, prompts)
 
@@ -137,7 +141,7 @@ def read_chat(body: dict[str, Any]) -> ChatRequest:
     fields = Fields(body)
     messages = read_messages(fields.take("messages"))
     variables = fields.object("chat_template_kwargs")
-    common = _read_common(fields)
+    common = _read_common(fields, top_logprobs=_read_top_logprobs(fields))
     fields.finish(_CHAT_NEUTRAL)
     return ChatRequest(common, messages, variables)
 
@@ -189,10 +193,33 @@ def _read_prompt(value: Any, path: str, vocab_size: int) -> str | bytes:
     return prompt
 
 
-def _read_common(fields: Fields, *, num_prompts: int = 1) -> CommonFields:
+def _read_top_logprobs(fields: Fields) -> int | None:
+    """Of a chat: how many of the likeliest tokens, None where no log probability is asked for."""
+    asked, num_top = fields.boolean("logprobs"), fields.integer("top_logprobs")
+    if num_top and not asked:
+        raise InvalidRequest(
+            "top_logprobs is only allowed when logprobs is true", field="top_logprobs"
+        )
+    return (num_top or 0) if asked else None
+
+
+def _read_common(
+    fields: Fields,
+    *,
+    num_prompts: int = 1,
+    top_logprobs: int | None,
+    top_logprobs_field: str = "top_logprobs",
+) -> CommonFields:
     stream = fields.boolean("stream")
     max_tokens, max_tokens_field = _read_max_tokens(fields)
-    sampling = _read_sampling(fields, max_tokens, max_tokens_field)
+    sampling = replace(
+        _read_sampling(fields),
+        max_tokens=1 if max_tokens is None else max_tokens,
+        top_logprobs=top_logprobs,
+    )
+    check_sampling(
+        sampling, max_tokens_field=max_tokens_field, top_logprobs_field=top_logprobs_field
+    )
     stop = _read_stop(fields)
     priority = fields.integer("priority") or 0
     check_priority(priority)
@@ -251,15 +278,16 @@ def _read_max_tokens(fields: Fields) -> tuple[int | None, str]:
     return new, "max_completion_tokens"
 
 
-def _read_sampling(fields: Fields, max_tokens: int | None, max_tokens_field: str) -> SamplingParams:
+def _read_sampling(fields: Fields) -> SamplingParams:
+    """All but limits, which are named in several ways."""
     seed = fields.integer("seed")
     if seed is None:
         seed = secrets.randbits(63)
     elif -(2**63) <= seed < 0:
         seed += 2**64  # OpenAI's seeds are signed.
     top_k = fields.integer("top_k") or 0
-    sampling = SamplingParams(
-        max_tokens=1 if max_tokens is None else max_tokens,
+    return SamplingParams(
+        max_tokens=1,
         temperature=fields.number("temperature", default=1.0),
         top_p=fields.number("top_p", default=1.0),
         top_k=0 if top_k == -1 else top_k,
@@ -267,8 +295,6 @@ def _read_sampling(fields: Fields, max_tokens: int | None, max_tokens_field: str
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=_read_stop_token_ids(fields),
     )
-    check_sampling(sampling, max_tokens_field=max_tokens_field)
-    return sampling
 
 
 def _read_stop_token_ids(fields: Fields) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Answers as JSON, and as server-sent events with all but the text encoded once per request."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,14 @@ import orjson
 from starlette.responses import Response
 
 from preble.types import FinishReason, Usage
+from preble_router.gateway.logprobs import (
+    ChoiceLogprobs,
+    TokenLogprob,
+    chat_logprobs,
+    completion_logprobs,
+)
 from preble_router.text_generation import TextDelta
+from preble_router.tokenizer import Tokenizer
 
 DONE_EVENT = b"data: [DONE]\n\n"
 NOTHING_USED = Usage(prompt_tokens=0, completion_tokens=0)
@@ -20,6 +27,7 @@ class Choice:
     """One output as a whole, while and after it is collected."""
 
     parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     usage: Usage = NOTHING_USED
 
@@ -28,9 +36,10 @@ class Choice:
         """All of it so far."""
         return "".join(self.parts)
 
-    def add(self, delta: TextDelta) -> None:
-        """What came next."""
+    def add(self, delta: TextDelta, logprobs: Sequence[TokenLogprob]) -> None:
+        """What came next, and the log probabilities that belong to its text."""
         self.parts.append(delta.text)
+        self.logprobs += logprobs
         if delta.finish_reason is not None:
             assert delta.usage is not None
             self.finish_reason, self.usage = delta.finish_reason, delta.usage
@@ -74,12 +83,15 @@ class ResponseEncoder(ABC):
         response_id: without the API's prefix.
         created: seconds since 1970.
         num_choices: for each prompt.
+        logprobs_of: writes tokens beside their log probabilities; None where the request asks for
+            none.
         include_usage: the stream ends with a usage event, and all others say null.
     """
 
     id_prefix: str
     whole_object: str
     chunk_object: str
+    write_logprobs: Callable[[Sequence[TokenLogprob], Tokenizer], dict[str, Any]]
 
     def __init__(
         self,
@@ -88,6 +100,7 @@ class ResponseEncoder(ABC):
         created: int,
         model: str,
         num_choices: int = 1,
+        logprobs_of: Tokenizer | None = None,
         include_usage: bool = False,
     ) -> None:
         self._head = {
@@ -98,6 +111,7 @@ class ResponseEncoder(ABC):
         }
         head = orjson.dumps(self._head | {"object": self.chunk_object})
         self._num_choices = num_choices
+        self._logprobs_of = logprobs_of
         self._include_usage = include_usage
         # {"id":...,"model":"m"}  ->  data: {"id":...,"model":"m","choices":[
         self._event_start = b"data: " + head[:-1] + b',"choices":['
@@ -117,9 +131,15 @@ class ResponseEncoder(ABC):
         """What comes before the first text of a choice."""
         return b""
 
-    def text(self, index: int, text: str) -> bytes:
-        """An event with more text."""
-        return self._event_start + self._text_choice(index, orjson.dumps(text)) + self._event_end
+    def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """An event with more text, and the log probabilities that belong to it."""
+        written = orjson.dumps(self._logprobs(logprobs)) if logprobs else b"null"
+        choice = self._text_choice(index, orjson.dumps(text), written)
+        return self._event_start + choice + self._event_end
+
+    def new_logprobs(self) -> ChoiceLogprobs | None:
+        """What tells for one choice which log probabilities belong to which text."""
+        return None if self._logprobs_of is None else ChoiceLogprobs(self._logprobs_of)
 
     def finish(self, index: int, reason: FinishReason) -> bytes:
         """The event that ends a choice."""
@@ -134,12 +154,18 @@ class ResponseEncoder(ABC):
         usage = orjson.dumps(usage_object(total))
         return self._event_start + b'],"usage":' + usage + b"}\n\n" + DONE_EVENT
 
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """None where the request asks for none."""
+        if self._logprobs_of is None:
+            return None
+        return self.write_logprobs(tokens, self._logprobs_of)
+
     @abstractmethod
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _text_choice(self, index: int, text: bytes) -> bytes:
-        """Of an event; `text` is a JSON string."""
+    def _text_choice(self, index: int, text: bytes, logprobs: bytes) -> bytes:
+        """Of an event; both are JSON."""
 
     @abstractmethod
     def _finish_choice(self, index: int, reason: bytes) -> bytes:
@@ -152,17 +178,22 @@ class CompletionEncoder(ResponseEncoder):
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
+    write_logprobs = staticmethod(completion_logprobs)
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         return {
             "index": index,
             "text": choice.text,
-            "logprobs": None,
+            "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
         }
 
-    def _text_choice(self, index: int, text: bytes) -> bytes:
-        return b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null}' % (index, text)
+    def _text_choice(self, index: int, text: bytes, logprobs: bytes) -> bytes:
+        return b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (
+            index,
+            text,
+            logprobs,
+        )
 
     def _finish_choice(self, index: int, reason: bytes) -> bytes:
         return b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%b"}' % (index, reason)
@@ -174,6 +205,7 @@ class ChatEncoder(ResponseEncoder):
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    write_logprobs = staticmethod(chat_logprobs)
 
     def opening(self, index: int) -> bytes:
         choice = (
@@ -186,14 +218,15 @@ class ChatEncoder(ResponseEncoder):
         return {
             "index": index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
         }
 
-    def _text_choice(self, index: int, text: bytes) -> bytes:
-        return b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (
+    def _text_choice(self, index: int, text: bytes, logprobs: bytes) -> bytes:
+        return b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}' % (
             index,
             text,
+            logprobs,
         )
 
     def _finish_choice(self, index: int, reason: bytes) -> bytes:
