@@ -104,7 +104,9 @@ class FakeDispatcher:
         self.live[request.request_id] = playing
         return generation
 
-    def check_admission(self, *, num_requests: int = 1, deadline_at: float | None = None) -> None:
+    def check_admission(
+        self, *, num_requests: int = 1, deadline_at: float | None = None, priority: int = 0
+    ) -> None:
         self.asked_rooms.append(num_requests)
         self.asked_deadlines.append(deadline_at)
         if self.early_refusal is not None:
