@@ -221,7 +221,10 @@ def cluster_state(message: cluster_pb2.GetClusterResponse) -> ClusterState:
         policy=message.policy,
         workers=tuple(_worker(worker) for worker in message.workers),
         tree=TreeSize(
-            nodes=message.tree.nodes, pages=message.tree.pages, held_pages=message.tree.held_pages
+            nodes=message.tree.nodes,
+            pages=message.tree.pages,
+            held_pages=message.tree.held_pages,
+            digest=message.tree.digest,
         ),
         live_requests=message.live_requests,
         uptime_seconds=message.uptime_seconds,
@@ -238,6 +241,8 @@ _SAME_NAME = (
     "silent_seconds",
     "placed_requests_total",
     "snapshots_total",
+    "differences_total",
+    "held_key_sum",
 )
 
 

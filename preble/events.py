@@ -45,11 +45,44 @@ class CacheEvents:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    """A router wants to know what a worker holds.
+
+    Attributes:
+        number: comes back in the answer; 0 for the snapshot that begins a link.
+        bucket_digests: of the leaves that the router believes the worker holds, see
+            `preble.leaf_digest`; empty asks for everything.
+    """
+
+    number: int = 0
+    bucket_digests: tuple[int, ...] = ()
+
+
+EVERYTHING = SnapshotRequest()
+"""What a link begins with."""
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """Everything the worker held right after batch `seq`: one path per leaf of its tree, and of
-    what it has in host memory."""
+    """What the worker held right after batch `seq`: one path per leaf of its tree.
+
+    Attributes:
+        host_paths: one path per leaf of what it has in host memory; everything, in a difference
+            too, which is one of the device's pages.
+        number: of the request that it answers.
+        num_buckets: 0 in a snapshot of everything. In a *difference*, `paths` are only the leaves
+            of `buckets`, and the router is right about the others.
+        buckets: those that differ, ascending.
+    """
 
     epoch: int
     seq: int
     paths: tuple[bytes, ...]
     host_paths: tuple[bytes, ...] = ()
+    number: int = 0
+    num_buckets: int = 0
+    buckets: tuple[int, ...] = ()
+
+    @property
+    def is_difference(self) -> bool:
+        return self.num_buckets > 0

@@ -65,6 +65,9 @@ class ClusterWorker:
         predicted_cached_tokens_total, actual_cached_tokens_total: prompt tokens the router expected
             in its cache, and those that were.
         silent_seconds: since its last message.
+        snapshots_total, differences_total: that the router read since it linked: of the whole
+            cache, and of the parts in which the router was wrong.
+        held_key_sum: digest of the held pages, the same on routers that agree.
     """
 
     address: str
@@ -81,15 +84,21 @@ class ClusterWorker:
     silent_seconds: float
     placed_requests_total: int
     snapshots_total: int
+    differences_total: int = 0
+    held_key_sum: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSize:
-    """Size of the router's prefix tree; `held_pages` counts a page once per worker holding it."""
+    """Size of the router's prefix tree; `held_pages` counts a page once per worker holding it.
+
+    Routers with the same `digest` believe the same of the same workers.
+    """
 
     nodes: int
     pages: int
     held_pages: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from preble.cost import CostModel
-from preble.events import CacheEvent, CacheEvents, CacheSnapshot, Evicted, Stored
+from preble.events import (
+    CacheEvent,
+    CacheEvents,
+    CacheSnapshot,
+    Evicted,
+    SnapshotRequest,
+    Stored,
+)
 from preble.types import (
     FinishReason,
     LoadReport,
@@ -241,18 +248,26 @@ def _event_from_wire(message: pb.CacheEvent) -> CacheEvent:
 
 def snapshot_to_wire(snapshot: CacheSnapshot) -> Iterator[pb.CacheSnapshot]:
     """The snapshot in parts of about `SNAPSHOT_PART_BYTES`; all but the last have `more` set."""
-    part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
+    part = _empty_part(snapshot)
     size = 0
     for on_host, paths in enumerate((snapshot.paths, snapshot.host_paths)):
         for path in paths:
             if size and size + len(path) > SNAPSHOT_PART_BYTES:
                 part.more = True
                 yield part
-                part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq)
+                part = _empty_part(snapshot)
                 size = 0
             (part.host_paths if on_host else part.paths).append(path)
             size += len(path)
     yield part
+
+
+def _empty_part(snapshot: CacheSnapshot) -> pb.CacheSnapshot:
+    part = pb.CacheSnapshot(epoch=snapshot.epoch, seq=snapshot.seq, number=snapshot.number)
+    if snapshot.is_difference:
+        part.difference.num_buckets = snapshot.num_buckets
+        part.difference.buckets.extend(snapshot.buckets)
+    return part
 
 
 def snapshot_from_wire(parts: Iterable[pb.CacheSnapshot]) -> CacheSnapshot:
@@ -264,4 +279,15 @@ def snapshot_from_wire(parts: Iterable[pb.CacheSnapshot]) -> CacheSnapshot:
         last.seq,
         tuple(path for part in collected for path in part.paths),
         tuple(path for part in collected for path in part.host_paths),
+        number=last.number,
+        num_buckets=last.difference.num_buckets,
+        buckets=tuple(last.difference.buckets),
     )
+
+
+def snapshot_request_to_wire(request: SnapshotRequest) -> pb.SnapshotRequest:
+    return pb.SnapshotRequest(number=request.number, bucket_digests=request.bucket_digests)
+
+
+def snapshot_request_from_wire(message: pb.SnapshotRequest) -> SnapshotRequest:
+    return SnapshotRequest(message.number, tuple(message.bucket_digests))

@@ -25,43 +25,43 @@ _sym_db = _symbol_database.Default()
 from preble.v1 import worker_pb2 as preble_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17preble/v1/cluster.proto\x12\tpreble.v1\x1a\x16preble/v1/worker.proto\"\x13\n\x11GetClusterRequest\"\xc7\x01\n\x12GetClusterResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.preble.v1.WorkerStatus\x12$\n\x04tree\x18\x05 \x01(\x0b\x32\x16.preble.v1.TreeSummary\x12\x15\n\rlive_requests\x18\x06 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x07 \x01(\x01\"?\n\x0bTreeSummary\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\x04\x12\x12\n\nheld_pages\x18\x03 \x01(\x04\"\xe7\x02\n\x0cWorkerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.preble.v1.WorkerState\x12\x1f\n\x05hello\x18\x03 \x01(\x0b\x32\x10.preble.v1.Hello\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.preble.v1.LoadReport\x12\x15\n\rlive_requests\x18\x05 \x01(\r\x12\x12\n\nheld_pages\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_ratio\x18\x07 \x01(\x01\x12%\n\x1dpredicted_cached_tokens_total\x18\x08 \x01(\x04\x12\"\n\x1a\x61\x63tual_cached_tokens_total\x18\t \x01(\x04\x12\x16\n\x0esilent_seconds\x18\n \x01(\x01\x12\x1d\n\x15placed_requests_total\x18\x0b \x01(\x04\x12\x17\n\x0fsnapshots_total\x18\x0c \x01(\x04\"#\n\x10\x41\x64\x64WorkerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"&\n\x11\x41\x64\x64WorkerResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\"[\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_deadline_seconds\"\x15\n\x13\x44rainWorkerResponse\"(\n\x13RemoveWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x16\n\x14RemoveWorkerResponse\"h\n\x13\x45xplainRouteRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x02 \x01(\x0cH\x00\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\rB\x08\n\x06prompt\"\x7f\n\x14\x45xplainRouteResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12-\n\ncandidates\x18\x04 \x03(\x0b\x32\x19.preble.v1.RouteCandidate\"_\n\x0eRouteCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12#\n\x05terms\x18\x03 \x03(\x0b\x32\x14.preble.v1.RouteTerm\"(\n\tRouteTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*\x92\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x04\x32\x8c\x03\n\x07\x43luster\x12I\n\nGetCluster\x12\x1c.preble.v1.GetClusterRequest\x1a\x1d.preble.v1.GetClusterResponse\x12\x46\n\tAddWorker\x12\x1b.preble.v1.AddWorkerRequest\x1a\x1c.preble.v1.AddWorkerResponse\x12L\n\x0b\x44rainWorker\x12\x1d.preble.v1.DrainWorkerRequest\x1a\x1e.preble.v1.DrainWorkerResponse\x12O\n\x0cRemoveWorker\x12\x1e.preble.v1.RemoveWorkerRequest\x1a\x1f.preble.v1.RemoveWorkerResponse\x12O\n\x0c\x45xplainRoute\x12\x1e.preble.v1.ExplainRouteRequest\x1a\x1f.preble.v1.ExplainRouteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17preble/v1/cluster.proto\x12\tpreble.v1\x1a\x16preble/v1/worker.proto\"\x13\n\x11GetClusterRequest\"\xc7\x01\n\x12GetClusterResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.preble.v1.WorkerStatus\x12$\n\x04tree\x18\x05 \x01(\x0b\x32\x16.preble.v1.TreeSummary\x12\x15\n\rlive_requests\x18\x06 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x07 \x01(\x01\"O\n\x0bTreeSummary\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\x04\x12\x12\n\nheld_pages\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x98\x03\n\x0cWorkerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.preble.v1.WorkerState\x12\x1f\n\x05hello\x18\x03 \x01(\x0b\x32\x10.preble.v1.Hello\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.preble.v1.LoadReport\x12\x15\n\rlive_requests\x18\x05 \x01(\r\x12\x12\n\nheld_pages\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_ratio\x18\x07 \x01(\x01\x12%\n\x1dpredicted_cached_tokens_total\x18\x08 \x01(\x04\x12\"\n\x1a\x61\x63tual_cached_tokens_total\x18\t \x01(\x04\x12\x16\n\x0esilent_seconds\x18\n \x01(\x01\x12\x1d\n\x15placed_requests_total\x18\x0b \x01(\x04\x12\x17\n\x0fsnapshots_total\x18\x0c \x01(\x04\x12\x19\n\x11\x64ifferences_total\x18\r \x01(\x04\x12\x14\n\x0cheld_key_sum\x18\x0e \x01(\x06\"#\n\x10\x41\x64\x64WorkerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"&\n\x11\x41\x64\x64WorkerResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\"[\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_deadline_seconds\"\x15\n\x13\x44rainWorkerResponse\"(\n\x13RemoveWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x16\n\x14RemoveWorkerResponse\"h\n\x13\x45xplainRouteRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06tokens\x18\x02 \x01(\x0cH\x00\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\rB\x08\n\x06prompt\"\x7f\n\x14\x45xplainRouteResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12-\n\ncandidates\x18\x04 \x03(\x0b\x32\x19.preble.v1.RouteCandidate\"_\n\x0eRouteCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12#\n\x05terms\x18\x03 \x03(\x0b\x32\x14.preble.v1.RouteTerm\"(\n\tRouteTerm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*\x92\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNREACHABLE\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x04\x32\x8c\x03\n\x07\x43luster\x12I\n\nGetCluster\x12\x1c.preble.v1.GetClusterRequest\x1a\x1d.preble.v1.GetClusterResponse\x12\x46\n\tAddWorker\x12\x1b.preble.v1.AddWorkerRequest\x1a\x1c.preble.v1.AddWorkerResponse\x12L\n\x0b\x44rainWorker\x12\x1d.preble.v1.DrainWorkerRequest\x1a\x1e.preble.v1.DrainWorkerResponse\x12O\n\x0cRemoveWorker\x12\x1e.preble.v1.RemoveWorkerRequest\x1a\x1f.preble.v1.RemoveWorkerResponse\x12O\n\x0c\x45xplainRoute\x12\x1e.preble.v1.ExplainRouteRequest\x1a\x1f.preble.v1.ExplainRouteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'preble.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=1346
-  _globals['_WORKERSTATE']._serialized_end=1492
+  _globals['_WORKERSTATE']._serialized_start=1411
+  _globals['_WORKERSTATE']._serialized_end=1557
   _globals['_GETCLUSTERREQUEST']._serialized_start=62
   _globals['_GETCLUSTERREQUEST']._serialized_end=81
   _globals['_GETCLUSTERRESPONSE']._serialized_start=84
   _globals['_GETCLUSTERRESPONSE']._serialized_end=283
   _globals['_TREESUMMARY']._serialized_start=285
-  _globals['_TREESUMMARY']._serialized_end=348
-  _globals['_WORKERSTATUS']._serialized_start=351
-  _globals['_WORKERSTATUS']._serialized_end=710
-  _globals['_ADDWORKERREQUEST']._serialized_start=712
-  _globals['_ADDWORKERREQUEST']._serialized_end=747
-  _globals['_ADDWORKERRESPONSE']._serialized_start=749
-  _globals['_ADDWORKERRESPONSE']._serialized_end=787
-  _globals['_DRAINWORKERREQUEST']._serialized_start=789
-  _globals['_DRAINWORKERREQUEST']._serialized_end=880
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=882
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=903
-  _globals['_REMOVEWORKERREQUEST']._serialized_start=905
-  _globals['_REMOVEWORKERREQUEST']._serialized_end=945
-  _globals['_REMOVEWORKERRESPONSE']._serialized_start=947
-  _globals['_REMOVEWORKERRESPONSE']._serialized_end=969
-  _globals['_EXPLAINROUTEREQUEST']._serialized_start=971
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=1075
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1077
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1204
-  _globals['_ROUTECANDIDATE']._serialized_start=1206
-  _globals['_ROUTECANDIDATE']._serialized_end=1301
-  _globals['_ROUTETERM']._serialized_start=1303
-  _globals['_ROUTETERM']._serialized_end=1343
-  _globals['_CLUSTER']._serialized_start=1495
-  _globals['_CLUSTER']._serialized_end=1891
+  _globals['_TREESUMMARY']._serialized_end=364
+  _globals['_WORKERSTATUS']._serialized_start=367
+  _globals['_WORKERSTATUS']._serialized_end=775
+  _globals['_ADDWORKERREQUEST']._serialized_start=777
+  _globals['_ADDWORKERREQUEST']._serialized_end=812
+  _globals['_ADDWORKERRESPONSE']._serialized_start=814
+  _globals['_ADDWORKERRESPONSE']._serialized_end=852
+  _globals['_DRAINWORKERREQUEST']._serialized_start=854
+  _globals['_DRAINWORKERREQUEST']._serialized_end=945
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=947
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=968
+  _globals['_REMOVEWORKERREQUEST']._serialized_start=970
+  _globals['_REMOVEWORKERREQUEST']._serialized_end=1010
+  _globals['_REMOVEWORKERRESPONSE']._serialized_start=1012
+  _globals['_REMOVEWORKERRESPONSE']._serialized_end=1034
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=1036
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=1140
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=1142
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=1269
+  _globals['_ROUTECANDIDATE']._serialized_start=1271
+  _globals['_ROUTECANDIDATE']._serialized_end=1366
+  _globals['_ROUTETERM']._serialized_start=1368
+  _globals['_ROUTETERM']._serialized_end=1408
+  _globals['_CLUSTER']._serialized_start=1560
+  _globals['_CLUSTER']._serialized_end=1956
 # @@protoc_insertion_point(module_scope)

@@ -104,18 +104,22 @@ class TreeSummary(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     PAGES_FIELD_NUMBER: builtins.int
     HELD_PAGES_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     nodes: builtins.int
     pages: builtins.int
     held_pages: builtins.int
     """Sum over workers of the pages each is believed to hold."""
+    digest: builtins.str
+    """16 hex digits, the same on routers that believe the same of the same workers."""
     def __init__(
         self,
         *,
         nodes: builtins.int = ...,
         pages: builtins.int = ...,
         held_pages: builtins.int = ...,
+        digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["held_pages", b"held_pages", "nodes", b"nodes", "pages", b"pages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "held_pages", b"held_pages", "nodes", b"nodes", "pages", b"pages"]) -> None: ...
 
 global___TreeSummary = TreeSummary
 
@@ -135,6 +139,8 @@ class WorkerStatus(google.protobuf.message.Message):
     SILENT_SECONDS_FIELD_NUMBER: builtins.int
     PLACED_REQUESTS_TOTAL_FIELD_NUMBER: builtins.int
     SNAPSHOTS_TOTAL_FIELD_NUMBER: builtins.int
+    DIFFERENCES_TOTAL_FIELD_NUMBER: builtins.int
+    HELD_KEY_SUM_FIELD_NUMBER: builtins.int
     address: builtins.str
     """host:port of its gRPC service."""
     state: global___WorkerState.ValueType
@@ -151,6 +157,12 @@ class WorkerStatus(google.protobuf.message.Message):
     """Seconds since its last message."""
     placed_requests_total: builtins.int
     snapshots_total: builtins.int
+    """Snapshots of its whole cache that this router read, and repairs of the parts that differed."""
+    differences_total: builtins.int
+    held_key_sum: builtins.int
+    """Sum of the keys of the held pages modulo 2**64, to compare with the worker's tree_key_sum and
+    with other routers.
+    """
     @property
     def hello(self) -> preble.v1.worker_pb2.Hello:
         """Absent before the first link."""
@@ -172,9 +184,11 @@ class WorkerStatus(google.protobuf.message.Message):
         silent_seconds: builtins.float = ...,
         placed_requests_total: builtins.int = ...,
         snapshots_total: builtins.int = ...,
+        differences_total: builtins.int = ...,
+        held_key_sum: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["hello", b"hello", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actual_cached_tokens_total", b"actual_cached_tokens_total", "address", b"address", "held_pages", b"held_pages", "hello", b"hello", "live_requests", b"live_requests", "load", b"load", "placed_requests_total", b"placed_requests_total", "predicted_cached_tokens_total", b"predicted_cached_tokens_total", "silent_seconds", b"silent_seconds", "snapshots_total", b"snapshots_total", "speed_ratio", b"speed_ratio", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actual_cached_tokens_total", b"actual_cached_tokens_total", "address", b"address", "differences_total", b"differences_total", "held_key_sum", b"held_key_sum", "held_pages", b"held_pages", "hello", b"hello", "live_requests", b"live_requests", "load", b"load", "placed_requests_total", b"placed_requests_total", "predicted_cached_tokens_total", b"predicted_cached_tokens_total", "silent_seconds", b"silent_seconds", "snapshots_total", b"snapshots_total", "speed_ratio", b"speed_ratio", "state", b"state"]) -> None: ...
 
 global___WorkerStatus = WorkerStatus
 

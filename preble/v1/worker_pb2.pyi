@@ -259,13 +259,30 @@ global___Cancel = Cancel
 
 @typing.final
 class SnapshotRequest(google.protobuf.message.Message):
-    """Ask for a CacheSnapshot in the stream."""
+    """Ask for a CacheSnapshot in the stream. While one is under way on the link, the worker sends no
+    second.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    NUMBER_FIELD_NUMBER: builtins.int
+    BUCKET_DIGESTS_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """Comes back in the answer; from 1."""
+    @property
+    def bucket_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Digests of the leaves that the router believes the worker holds, in buckets, a power of two of
+        them; preble/leaf_digest.py has the formula. With them the worker may answer with the buckets
+        that differ. Empty asks for everything.
+        """
+
     def __init__(
         self,
+        *,
+        number: builtins.int = ...,
+        bucket_digests: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_digests", b"bucket_digests", "number", b"number"]) -> None: ...
 
 global___SnapshotRequest = SnapshotRequest
 
@@ -634,7 +651,9 @@ global___Evicted = Evicted
 
 @typing.final
 class CacheSnapshot(google.protobuf.message.Message):
-    """Everything the worker held right after batch `seq`. Large caches come in several parts."""
+    """What the worker held right after batch `seq`: everything, or everything in some buckets. Large
+    caches come in several parts.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -643,17 +662,27 @@ class CacheSnapshot(google.protobuf.message.Message):
     PATHS_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
     HOST_PATHS_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    DIFFERENCE_FIELD_NUMBER: builtins.int
     epoch: builtins.int
     seq: builtins.int
     more: builtins.bool
     """More parts of the same snapshot follow."""
+    number: builtins.int
+    """Of the request that it answers; 0 for the one that begins a link."""
     @property
     def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Key paths, one per leaf of the worker's tree."""
 
     @property
     def host_paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """Key paths of what it holds in host memory, one per leaf."""
+        """Key paths of what it holds in host memory, one per leaf; all, in a difference too."""
+
+    @property
+    def difference(self) -> global___CacheDifference:
+        """Present in a difference: `paths` are the leaves of the buckets listed here, all of them, and
+        the router is right about the other buckets. The same in each part.
+        """
 
     def __init__(
         self,
@@ -663,10 +692,35 @@ class CacheSnapshot(google.protobuf.message.Message):
         paths: collections.abc.Iterable[builtins.bytes] | None = ...,
         more: builtins.bool = ...,
         host_paths: collections.abc.Iterable[builtins.bytes] | None = ...,
+        number: builtins.int = ...,
+        difference: global___CacheDifference | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "host_paths", b"host_paths", "more", b"more", "paths", b"paths", "seq", b"seq"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["difference", b"difference"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["difference", b"difference", "epoch", b"epoch", "host_paths", b"host_paths", "more", b"more", "number", b"number", "paths", b"paths", "seq", b"seq"]) -> None: ...
 
 global___CacheSnapshot = CacheSnapshot
+
+@typing.final
+class CacheDifference(google.protobuf.message.Message):
+    """Which buckets differ."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_BUCKETS_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    num_buckets: builtins.int
+    """How many buckets there are."""
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        num_buckets: builtins.int = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "num_buckets", b"num_buckets"]) -> None: ...
+
+global___CacheDifference = CacheDifference
 
 @typing.final
 class LoadReport(google.protobuf.message.Message):

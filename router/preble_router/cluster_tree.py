@@ -55,6 +55,15 @@ class ClusterTree:
 
     # Queries
 
+    @property
+    def root(self) -> ClusterNode:
+        """It has no pages and is held by nobody."""
+        return self._tree.root
+
+    def path_to(self, node: ClusterNode) -> bytes:
+        """Page keys from the root to the end of `node`."""
+        return self._tree.path_to(node)
+
     def match(self, path: bytes) -> ClusterMatch:
         """The longest prefix of `path` that anybody holds, expects or used lately."""
         return self._tree.match(path)
@@ -151,7 +160,27 @@ class ClusterTree:
             return
         if keep > start:
             self._register(self._tree.split(top, keep - start))
-        self._evict_below(slot, top)
+        self.drop(slot, top)
+
+    def drop(self, slot: int, top: ClusterNode) -> None:
+        """`slot`, which holds `top`, holds nothing of it or below it any more."""
+        bit = 1 << slot
+        held = self._held[slot]
+        cleared = [top]
+        for node in cleared:
+            residence = node.payload
+            residence.holders &= ~bit
+            if slot not in residence.expected:
+                residence.warm &= ~bit
+            del held[node]
+            self._count_held(slot, node, -1)
+            cleared.extend(c for c in node.children.values() if c.payload.holders & bit)
+        for node in reversed(cleared):
+            self._release(node)
+        above = top.parent
+        if above is not None:
+            self._join_only_child(top)
+            self._join_only_child(above)
 
     def forget(self, slot: int) -> None:
         """`slot` holds nothing any more. Expectations are withdrawn by whoever made them."""
@@ -272,25 +301,6 @@ class ClusterTree:
     def _register(self, upper: ClusterNode) -> None:
         for slot in slots_of(upper.payload.holders):
             self._held[slot][upper] = None
-
-    def _evict_below(self, slot: int, top: ClusterNode) -> None:
-        bit = 1 << slot
-        held = self._held[slot]
-        cleared = [top]
-        for node in cleared:
-            residence = node.payload
-            residence.holders &= ~bit
-            if slot not in residence.expected:
-                residence.warm &= ~bit
-            del held[node]
-            self._count_held(slot, node, -1)
-            cleared.extend(c for c in node.children.values() if c.payload.holders & bit)
-        for node in reversed(cleared):
-            self._release(node)
-        above = top.parent
-        if above is not None:
-            self._join_only_child(top)
-            self._join_only_child(above)
 
     def _join_along(self, nodes: list[ClusterNode]) -> None:
         """Undo the cuts that a prompt stored chunk by chunk has made, `nodes` from the top.

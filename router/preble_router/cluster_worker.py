@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from preble.events import Stored
 from preble.types import WorkerSpec
 from preble_router.cluster_tree import ClusterTree
-from preble_router.event_feed import EventFeed, FeedStep
-from preble_router.host_tree import HostTree
+from preble_router.event_feed import EventFeed
 from preble_router.load import WorkerLoad
 from preble_router.worker_table import WorkerTable
 from preble_router.worker_view import WorkerView
@@ -55,26 +53,15 @@ class ClusterWorker:
             seconds = min(seconds, self.spec.host_token_seconds)
         table.price_eviction(self.slot, share * seconds)
 
-    def follow(self, step: FeedStep, tree: ClusterTree, host_tree: HostTree) -> None:
-        """Do to its marks in both trees what its feed decided."""
-        slot = self.slot
-        if step.forget or step.snapshot is not None:
-            tree.forget(slot)
-            host_tree.forget(slot)
-        if step.snapshot is not None:
-            tree.apply(slot, map(Stored, step.snapshot.paths))
-            host_tree.apply(slot, map(Stored, step.snapshot.host_paths))
-        for batch in step.batches:
-            tree.apply(slot, batch.events)
-            host_tree.apply(slot, batch.host_events)
-
     def view(self, tree: ClusterTree) -> WorkerView:
         load = self.load
+        held_pages, held_key_sum = tree.digest(self.slot)
         return WorkerView(
             worker_id=self.spec.worker_id,
             spec=self.spec,
             load=load.report,
-            held_pages=tree.held_pages(self.slot),
+            held_pages=held_pages,
+            held_key_sum=held_key_sum,
             live_requests=load.num_live,
             queued_prefill_tokens=load.queued_tokens,
             decode_tokens=load.decode_tokens,
@@ -86,4 +73,5 @@ class ClusterWorker:
             suspended=self.suspended,
             draining=self.draining,
             snapshots_total=self.feed.snapshots_total,
+            differences_total=self.feed.differences_total,
         )

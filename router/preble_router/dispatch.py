@@ -146,7 +146,7 @@ class Dispatcher:
         for action in self.scheduler.tick(now=now):
             session = self.membership.sessions.get(action.worker_id)
             if session is not None:
-                session.request_snapshot()
+                session.request_snapshot(action.request)
 
     # Requests
 

@@ -15,7 +15,7 @@ from preble_router.booking import EXPECTED_SECONDS, Booking
 from preble_router.candidates import Candidates
 from preble_router.cluster_tree import ClusterTree
 from preble_router.cluster_worker import ClusterWorker
-from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.event_feed import EventFeed
 from preble_router.host_tree import HostTree
 from preble_router.load import WorkerLoad
 from preble_router.output_length import OutputLength
@@ -31,7 +31,6 @@ from preble_router.stimuli import (
     Progress,
     RequestFailed,
     RequestFinished,
-    RequestSnapshot,
     RouteRequest,
     SnapshotReceived,
     StepReport,
@@ -40,6 +39,7 @@ from preble_router.stimuli import (
     WorkerLost,
     WorkerSuspended,
 )
+from preble_router.tree_sync import TreeSync
 from preble_router.worker_table import WorkerTable
 from preble_router.worker_view import TreeSummary, WorkerView
 
@@ -83,13 +83,13 @@ class GlobalScheduler:
         self._record = record
         self._tree = ClusterTree(page_tokens)
         self._host_tree = HostTree(page_tokens)
+        self._sync = TreeSync(self._tree, self._host_tree)
         self._table = WorkerTable()
         self._roster = Roster(self._table)
         self._output_length = OutputLength()
         self._bookings: dict[str, Booking] = {}
         self._fleet_paces: dict[str, FleetPace] = {}
         self._expecting: deque[Booking] = deque()
-        self._asking: dict[str, ClusterWorker] = {}
         self._swept_at = float("-inf")
         self._now = float("-inf")
         policy.bind(self._tree, self._table)
@@ -193,8 +193,8 @@ class GlobalScheduler:
                 self._receive_report(event, now=now)
             case CacheChanged():
                 worker = self._roster.get(event.worker_id)
-                if worker is not None:
-                    self._follow(worker, worker.feed.receive(event.batch))
+                if worker is not None and self._sync.change(worker, event.batch, now=now):
+                    self._roster.reopen()
             case RequestFinished():
                 self._finish(event, now=now)
             case RequestFailed():
@@ -203,8 +203,8 @@ class GlobalScheduler:
                     self._close(booking, now=now)
             case SnapshotReceived():
                 worker = self._roster.get(event.worker_id)
-                if worker is not None:
-                    self._follow(worker, worker.feed.receive_snapshot(event.snapshot, now=now))
+                if worker is not None and self._sync.replace(worker, event.snapshot, now=now):
+                    self._roster.reopen()
             case WorkerJoined():
                 self._join(event, now=now)
             case WorkerLost():
@@ -228,11 +228,11 @@ class GlobalScheduler:
             self._host_tree.add_slot()
             self._table.add_slot()
         fleet = self._fleet_paces.setdefault(spec.cost.name, FleetPace())
-        worker = ClusterWorker(
-            spec=spec, slot=slot, load=WorkerLoad(spec, fleet), feed=EventFeed(spec.epoch, now=now)
-        )
+        luck = random.Random(f"{spec.worker_id} {spec.epoch}")
+        feed = EventFeed(spec.epoch, now=now, rng=luck)
+        worker = ClusterWorker(spec=spec, slot=slot, load=WorkerLoad(spec, fleet), feed=feed)
         self._roster.join(worker)
-        self._asking[spec.worker_id] = worker
+        self._sync.join(worker)
         self._publish(worker)
         self.policy.joined(slot, spec)
 
@@ -242,24 +242,9 @@ class GlobalScheduler:
             return
         for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
             self._close(booking, now=now)
-        self._tree.forget(worker.slot)
-        self._host_tree.forget(worker.slot)
+        self._sync.leave(worker)
         self.policy.left(worker.slot)
-        self._asking.pop(worker_id, None)
         self._roster.leave(worker)
-
-    def _follow(self, worker: ClusterWorker, step: FeedStep) -> None:
-        """Do to the worker's marks what its feed decided."""
-        worker.follow(step, self._tree, self._host_tree)
-        self._note_sync(worker)
-        if step.forget or step.snapshot is not None:
-            self._roster.reopen()
-
-    def _note_sync(self, worker: ClusterWorker) -> None:
-        if worker.feed.is_synced:
-            self._asking.pop(worker.spec.worker_id, None)
-        else:
-            self._asking[worker.spec.worker_id] = worker
 
     def _receive_report(self, report: StepReport, *, now: float) -> None:
         worker = self._roster.get(report.worker_id)
@@ -277,10 +262,7 @@ class GlobalScheduler:
         worker.load.receive_report(report.load, now=now)
         worker.price_eviction(self._tree, self._table, now=now)
         self._publish(worker)
-        if worker.feed.is_synced:
-            said = (report.load.tree_pages, report.load.tree_key_sum)
-            worker.feed.receive_digest(agrees=self._tree.digest(worker.slot) == said, now=now)
-            self._note_sync(worker)
+        self._sync.compare(worker, report.load, now=now)
 
     def _progress(
         self, worker: ClusterWorker, booking: Booking, progress: Progress, *, now: float
@@ -336,8 +318,7 @@ class GlobalScheduler:
 
     def next_wakeup(self) -> float | None:
         """When `tick` is due; None for never. May lie in the past: then it is due now."""
-        times = [worker.feed.ask_at() for worker in self._asking.values()]
-        times.append(self.policy.next_wakeup())
+        times = [self._sync.next_ask_at(), self.policy.next_wakeup()]
         if self._expecting:
             times.append(self._expecting[0].expected_until)
         used_at = self._tree.next_use_at()
@@ -356,11 +337,7 @@ class GlobalScheduler:
         self._sweep(now)
         if (due := self.policy.next_wakeup()) is not None and due <= now:
             self.policy.tick(now=now)
-        return [
-            RequestSnapshot(worker_id)
-            for worker_id, worker in self._asking.items()
-            if worker.feed.ask(now=now)
-        ]
+        return self._sync.asks(now=now)
 
     def _sweep(self, now: float) -> None:
         if now < self._swept_at + _SWEEP_SECONDS:
@@ -389,7 +366,7 @@ class GlobalScheduler:
         for worker in self._roster:
             live = [b for b in self._bookings.values() if b.slot == worker.slot]
             worker.load.check(live)
-            assert (worker.spec.worker_id in self._asking) == (not worker.feed.is_synced)
+            assert self._sync.is_asking(worker) == (not worker.feed.is_synced)
         self.admission.queues.check(self._bookings.values())
         self._tree.check_expected(
             [(b.slot, b.path_end) for b in self._bookings.values() if b.path_end is not None]

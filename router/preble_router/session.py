@@ -4,9 +4,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
+from preble.events import SnapshotRequest
 from preble.types import LoadReport, WorkerRequest, WorkerSpec
 from preble.v1 import worker_pb2 as pb
-from preble.wire import hello_from_wire, submit_to_wire
+from preble.wire import hello_from_wire, snapshot_request_to_wire, submit_to_wire
 from preble_router.liveness import Liveness
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ class Session:
         """Ends an attempt and those before it."""
         self._send(pb.RouterMessage(cancel=pb.Cancel(request_id=request_id, attempt=attempt)))
 
-    def request_snapshot(self) -> None:
-        """The view of its cache has a gap."""
-        self._send(pb.RouterMessage(snapshot_request=pb.SnapshotRequest()))
+    def request_snapshot(self, request: SnapshotRequest) -> None:
+        """The view of its cache is in doubt."""
+        self._send(pb.RouterMessage(snapshot_request=snapshot_request_to_wire(request)))
 
     def drain(self, *, deadline_seconds: float | None = None) -> None:
         """It accepts nothing more, from any router, and ends by the deadline or its own."""

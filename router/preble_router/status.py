@@ -1,7 +1,9 @@
 """The state of a router and its workers as values, for status pages and for the wire."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+import xxhash
 
 from preble import __version__
 from preble.types import LoadReport, WorkerSpec, WorkerState
@@ -24,6 +26,7 @@ class WorkerStatus:
         spec: None while it is not linked, as everything else about it is empty then.
         live_requests: this router's requests on it.
         held_pages: pages of its cache that the router's tree knows.
+        held_key_sum: sum of their keys modulo 2**64, the same on routers that agree.
         silent_seconds: since its last message.
     """
 
@@ -42,15 +45,23 @@ class WorkerStatus:
     silent_seconds: float = 0.0
     placed_requests_total: int = 0
     snapshots_total: int = 0
+    differences_total: int = 0
+    held_key_sum: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeStatus:
-    """Size of the router's prefix tree; `held_pages` sums what each worker holds of it."""
+    """The router's prefix tree.
+
+    Attributes:
+        held_pages: what each worker holds of it, summed.
+        digest: 16 hex digits, the same on routers that believe the same of the same workers.
+    """
 
     nodes: int
     pages: int
     held_pages: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +118,7 @@ def cluster_status(
             nodes=tree.num_nodes,
             pages=tree.num_pages,
             held_pages=sum(view.held_pages for view in views.values()),
+            digest=_digest(views.values()),
         ),
         live_requests=num_live,
         uptime_seconds=uptime_seconds,
@@ -116,6 +128,11 @@ def cluster_status(
         refusals=dict(scheduler.admission.refusals),
         lengths=attempts.forecasts.accuracy(),
     )
+
+
+def _digest(views: Iterable[WorkerView]) -> str:
+    held = sorted((view.worker_id, view.held_pages, view.held_key_sum) for view in views)
+    return xxhash.xxh3_64_hexdigest(repr(held).encode())
 
 
 def _worker_status(member: Member, view: WorkerView | None, now: float) -> WorkerStatus:
@@ -146,6 +163,8 @@ def _worker_status(member: Member, view: WorkerView | None, now: float) -> Worke
         silent_seconds=session.liveness.silent_seconds(now=now),
         placed_requests_total=view.placed_total,
         snapshots_total=view.snapshots_total,
+        differences_total=view.differences_total,
+        held_key_sum=view.held_key_sum,
     )
 
 
@@ -166,7 +185,10 @@ def status_to_wire(status: ClusterStatus) -> pb.GetClusterResponse:
         policy=status.policy,
         workers=[_worker_to_wire(worker) for worker in status.workers],
         tree=pb.TreeSummary(
-            nodes=status.tree.nodes, pages=status.tree.pages, held_pages=status.tree.held_pages
+            nodes=status.tree.nodes,
+            pages=status.tree.pages,
+            held_pages=status.tree.held_pages,
+            digest=status.tree.digest,
         ),
         live_requests=status.live_requests,
         uptime_seconds=status.uptime_seconds,
@@ -185,6 +207,8 @@ def _worker_to_wire(worker: WorkerStatus) -> pb.WorkerStatus:
         silent_seconds=worker.silent_seconds,
         placed_requests_total=worker.placed_requests_total,
         snapshots_total=worker.snapshots_total,
+        differences_total=worker.differences_total,
+        held_key_sum=worker.held_key_sum,
     )
     if worker.spec is not None:
         hello = hello_to_wire(worker.spec, version=worker.version, engine=worker.engine)

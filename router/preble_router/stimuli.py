@@ -5,7 +5,7 @@ Events are past facts; actions are orders to the shell. All are immutable.
 
 from dataclasses import dataclass, field
 
-from preble.events import CacheEvents, CacheSnapshot
+from preble.events import CacheEvents, CacheSnapshot, SnapshotRequest
 from preble.types import LoadReport, WorkerSpec
 
 
@@ -172,9 +172,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class RequestSnapshot:
-    """Ask the worker for a snapshot: the router's view of it has a gap."""
+    """Ask the worker for a snapshot or a difference: the router's view of it is in doubt."""
 
     worker_id: str
+    request: SnapshotRequest
 
 
 Action = RequestSnapshot

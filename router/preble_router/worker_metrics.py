@@ -24,6 +24,7 @@ _GAUGES: tuple[tuple[str, str, "Callable[[WorkerStatus], float]"], ...] = (
 _COUNTERS: tuple[tuple[str, str, "Callable[[WorkerStatus], float]"], ...] = (
     ("placed_requests", "Requests placed on the worker.", lambda w: w.placed_requests_total),
     ("snapshots", "Cache snapshots read from it.", lambda w: w.snapshots_total),
+    ("differences", "Repairs by difference read from it.", lambda w: w.differences_total),
     (
         "predicted_cached_tokens",
         "Prompt tokens the router expected in its cache, of requests with a first token.",

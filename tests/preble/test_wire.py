@@ -6,7 +6,7 @@ from hypothesis import given
 
 from preble import wire
 from preble.cost import CostModel
-from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
+from preble.events import CacheEvents, CacheSnapshot, Evicted, SnapshotRequest, Stored
 from preble.types import (
     FinishReason,
     LoadReport,
@@ -143,6 +143,16 @@ def test_submit_carries_the_deadline_across_clocks(
     assert (back.tokens, back.attempt, back.num_delivered) == (request.tokens, 2, 1)
     assert (back.namespace, back.priority, back.predicted_output_tokens) == ("n", -3, 8)
     assert (back.ttft_slo_seconds, back.tbt_slo_seconds, back.tenant) == (0.5, 0.125, "acme")
+
+
+def test_a_difference_and_its_request_survive_the_wire() -> None:
+    digests = (0, 1, 0xFFFF_FFFF, *range(13))
+    request = SnapshotRequest(3, digests)
+    assert wire.snapshot_request_from_wire(wire.snapshot_request_to_wire(request)) == request
+    for paths in ((), (b"12345678",) * 3):
+        difference = CacheSnapshot(1, 2, paths, number=3, num_buckets=16, buckets=(0, 9))
+        parts = list(wire.snapshot_to_wire(difference))
+        assert wire.snapshot_from_wire(parts) == difference and difference.is_difference
 
 
 @pytest.mark.parametrize(("num_paths", "num_host_paths"), [(0, 0), (1, 0), (9, 0), (1, 9), (0, 1)])

@@ -8,8 +8,9 @@ from routing_helpers import COST, pages, route, synced_scheduler, worker_spec
 from scheduler_helpers import report_holding, stored, view
 
 from preble.errors import NoWorkers, PeerError
-from preble.events import CacheEvents, CacheSnapshot, Evicted
+from preble.events import CacheEvents, CacheSnapshot, Evicted, SnapshotRequest
 from preble.types import WorkerSpec
+from preble_router.event_feed import DOUBT_SECONDS
 from preble_router.policies import POLICY_NAMES, make_policy
 from preble_router.scheduler import GlobalScheduler
 from preble_router.stimuli import (
@@ -137,15 +138,16 @@ def test_a_gap_leads_to_one_snapshot_request_and_back_in_sync() -> None:
     scheduler.observe(stored("a", 1, PATH[:80]), now=0.0)
     scheduler.observe(stored("a", 3, PATH), now=1.0)
     wakeup = scheduler.next_wakeup()
-    assert wakeup is not None and wakeup <= 1.0
-    assert scheduler.tick(now=1.0) == [RequestSnapshot("a")]
-    assert scheduler.tick(now=1.0) == []
+    assert wakeup is not None and wakeup <= 1.0 + DOUBT_SECONDS[1]
+    (ask,) = scheduler.tick(now=wakeup)
+    assert ask.worker_id == "a" and ask.request.number == 1 and ask.request.bucket_digests
+    assert scheduler.tick(now=wakeup) == []
     assert not view(scheduler, "a").synced
     # The view from before the gap is still mostly right, and used.
     assert scheduler.place(route("r0", PATH), now=1.0).worker_id == "a"
-    scheduler.observe(SnapshotReceived("a", CacheSnapshot(1, 2, (PATH[:160],))), now=1.1)
+    scheduler.observe(SnapshotReceived("a", CacheSnapshot(1, 3, (PATH[:160],), number=1)), now=1.4)
     scheduler.check()
-    assert view(scheduler, "a").synced and view(scheduler, "a").held_pages == 40
+    assert view(scheduler, "a").synced and view(scheduler, "a").held_pages == 20
 
 
 def test_a_lost_last_event_shows_in_the_digest() -> None:
@@ -154,10 +156,11 @@ def test_a_lost_last_event_shows_in_the_digest() -> None:
     scheduler.observe(report_holding("a", PATH), now=0.1)
     assert scheduler.tick(now=0.1) == []
     scheduler.observe(report_holding("a", PATH[:80]), now=0.2)
-    assert scheduler.tick(now=0.2) == [RequestSnapshot("a")]
-    scheduler.observe(SnapshotReceived("a", CacheSnapshot(1, 2, (PATH[:80],))), now=0.3)
-    scheduler.observe(report_holding("a", PATH[:80]), now=0.4)
-    assert scheduler.tick(now=0.4) == [] and view(scheduler, "a").held_pages == 10
+    (ask,) = scheduler.tick(now=0.2 + DOUBT_SECONDS[1])
+    snapshot = CacheSnapshot(1, 2, (PATH[:80],), number=ask.request.number)
+    scheduler.observe(SnapshotReceived("a", snapshot), now=0.6)
+    scheduler.observe(report_holding("a", PATH[:80]), now=0.7)
+    assert scheduler.tick(now=2.0) == [] and view(scheduler, "a").held_pages == 10
     scheduler.check()
 
 
@@ -178,10 +181,11 @@ def test_another_epoch_forgets_the_worker_until_its_snapshot() -> None:
     scheduler.observe(stored("a", 1, PATH), now=0.0)
     scheduler.observe(CacheChanged("a", CacheEvents(2, 1, ())), now=1.0)
     assert view(scheduler, "a").held_pages == 0
-    assert scheduler.tick(now=1.0) == [RequestSnapshot("a")]
-    assert scheduler.place(route("r0", PATH), now=1.0).worker_id == "b"
-    scheduler.observe(SnapshotReceived("a", CacheSnapshot(2, 1, (PATH,))), now=1.1)
-    assert scheduler.place(route("r1", PATH), now=1.1).cached_tokens == 640
+    asked_at = 1.0 + DOUBT_SECONDS[1]
+    assert scheduler.tick(now=asked_at) == [RequestSnapshot("a", SnapshotRequest(1))]
+    assert scheduler.place(route("r0", PATH), now=asked_at).worker_id == "b"
+    scheduler.observe(SnapshotReceived("a", CacheSnapshot(2, 1, (PATH,), number=1)), now=1.4)
+    assert scheduler.place(route("r1", PATH), now=1.4).cached_tokens == 640
     scheduler.check()
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from preble.errors import PrebleError
-from preble.events import CacheEvents, CacheSnapshot
+from preble.events import EVERYTHING, CacheEvents, CacheSnapshot, SnapshotRequest
 from preble.types import LoadReport, Phase, RequestOutput, WorkerRequest
 from preble_worker.outputs import NO_TOKENS, TokenColumns
 
@@ -43,6 +43,7 @@ class TakeSnapshot:
     """Deliver a `SnapshotTaken` for `link`, exactly between two reports."""
 
     link: int
+    request: SnapshotRequest = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preble.events import CacheEvents, CacheSnapshot
+from preble.events import EVERYTHING, CacheEvents, CacheSnapshot, SnapshotRequest
+from preble.leaf_digest import is_bucket_count, leaves_of
 from preble.page_keys import KEY_BYTES, TOKEN_BYTES, key_sum, page_keys
 from preble.prefix_tree import PrefixTree
 from preble_worker.event_log import EventLog
@@ -229,13 +230,28 @@ class PageCache:
         """The events since the last call, numbered."""
         return self.log.drain(host=self._below.log.take() if self._below else ())
 
-    def snapshot(self) -> CacheSnapshot:
-        """One key path per leaf.
+    def snapshot(self, request: SnapshotRequest = EVERYTHING) -> CacheSnapshot:
+        """One key path per leaf, or per leaf of the buckets in which `request` is wrong.
 
         Events not drained yet are already in it; to apply them again changes nothing.
         """
+        epoch, seq, digests = self.log.epoch, self.log.seq, request.bucket_digests
         below = self._below._leaf_paths() if self._below else ()
-        return CacheSnapshot(self.log.epoch, self.log.seq, self._leaf_paths(), below)
+        if not is_bucket_count(len(digests)):
+            return CacheSnapshot(epoch, seq, self._leaf_paths(), below, number=request.number)
+        held = leaves_of(
+            self._tree.root, keys=lambda node: node.payload.keys, holds=lambda node: True
+        )
+        wrong, nodes = held.difference(digests)
+        return CacheSnapshot(
+            epoch,
+            seq,
+            tuple(map(self.key_path, nodes)),
+            below,
+            number=request.number,
+            num_buckets=len(digests),
+            buckets=wrong,
+        )
 
     def token_path(self, node: CacheNode) -> bytes:
         """The path to the end of `node`, the namespace's page first."""

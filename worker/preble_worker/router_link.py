@@ -35,6 +35,7 @@ class RouterLink:
     Attributes:
         number: names the link within this process.
         is_live: its first snapshot is queued; every later report goes out on it.
+        awaits_snapshot: one is being taken or written.
         cut_reason: why the worker broke it off, "" unless it did.
     """
 
@@ -50,6 +51,7 @@ class RouterLink:
         self.router_id = router_id
         self.peer = peer
         self.is_live = False
+        self.awaits_snapshot = False
         self.cut_reason = ""
         self._clock = clock
         # Each entry is the bytes it counts for and the messages it consists of.

@@ -21,7 +21,7 @@ It does not know models, devices, clocks or wires.
 import numpy as np
 import numpy.typing as npt
 
-from preble.events import CacheSnapshot
+from preble.events import EVERYTHING, CacheSnapshot, SnapshotRequest
 from preble.types import FinishReason, LoadReport, WorkerRequest
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.batch_maker import BatchMaker
@@ -244,9 +244,9 @@ class LocalScheduler:
         digest = self._outbox.digest
         return load_report(self._waiting, self._running, self._cache, self._totals, digest=digest)
 
-    def snapshot(self) -> CacheSnapshot:
-        """All paths in the cache. Call `flush` first if there may be events not handed out."""
-        return self._cache.snapshot()
+    def snapshot(self, request: SnapshotRequest = EVERYTHING) -> CacheSnapshot:
+        """What the cache holds. Call `flush` first if there may be events not handed out."""
+        return self._cache.snapshot(request)
 
     # Inside a step.
 

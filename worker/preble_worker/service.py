@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from preble.events import CacheSnapshot
+from preble.events import EVERYTHING, CacheSnapshot, SnapshotRequest
 from preble.types import FinishReason, RequestOutput
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
-from preble.wire import snapshot_to_wire, submit_from_wire
+from preble.wire import snapshot_request_from_wire, snapshot_to_wire, submit_from_wire
 from preble_worker.admission import refusal
 from preble_worker.loop_messages import (
     Cancel,
@@ -92,7 +92,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         if isinstance(delivery, SnapshotTaken):
             link = self._links.get(delivery.link)
             if link is not None:
-                link.put_parts(_snapshot_messages(delivery.snapshot))
+                link.put_parts(_snapshot_messages(link, delivery.snapshot))
                 link.is_live = True
             return
         live = [link.number for link in self._links.values() if link.is_live]
@@ -145,7 +145,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         )
         self._links[link.number] = link
         link.put(pb.WorkerMessage(hello=self._hello))
-        self._post(TakeSnapshot(link.number))
+        self._take_snapshot(link, EVERYTHING)
         log.info("%s linked, %d links", link, len(self._links))
         return link
 
@@ -183,13 +183,19 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 if key is not None:
                     self._post(Cancel(key))
             case "snapshot_request":
-                self._post(TakeSnapshot(link.number))
+                self._take_snapshot(link, snapshot_request_from_wire(message.snapshot_request))
             case "drain":
                 log.info("%s asks to drain", link)
                 drain = message.drain
                 self._drain(drain.deadline_seconds if drain.HasField("deadline_seconds") else None)
             case other:
                 log.warning("%s sent %s, ignored", link, other or "an unknown message")
+
+    def _take_snapshot(self, link: RouterLink, request: SnapshotRequest) -> None:
+        """One at a time: a router that asks again while its answer is under way gets that one."""
+        if not link.awaits_snapshot:
+            link.awaits_snapshot = True
+            self._post(TakeSnapshot(link.number, request))
 
     def _submit(self, link: RouterLink, message: pb.Submit) -> None:
         request = submit_from_wire(message, now=self._clock())
@@ -218,5 +224,8 @@ def _refused(key: str, message: pb.Submit, error: str) -> RequestOutput:
     )
 
 
-def _snapshot_messages(snapshot: CacheSnapshot) -> Iterator[pb.WorkerMessage]:
-    return (pb.WorkerMessage(snapshot=part) for part in snapshot_to_wire(snapshot))
+def _snapshot_messages(link: RouterLink, snapshot: CacheSnapshot) -> Iterator[pb.WorkerMessage]:
+    for part in snapshot_to_wire(snapshot):
+        if not part.more:
+            link.awaits_snapshot = False
+        yield pb.WorkerMessage(snapshot=part)

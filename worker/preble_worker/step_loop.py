@@ -99,10 +99,10 @@ class StepLoop:
                     self._scheduler.cancel(request_id, now=now)
                 case Settle(output):
                     self._settled.append(output)
-                case TakeSnapshot(link):
+                case TakeSnapshot(link, asked):
                     # What is pending belongs before the snapshot: it already reflects it.
                     self._report_unless_empty(self._scheduler.flush())
-                    self._deliver(SnapshotTaken(link, self._scheduler.snapshot()))
+                    self._deliver(SnapshotTaken(link, self._scheduler.snapshot(asked)))
                 case Drain():
                     self._draining = True
                     self._report()

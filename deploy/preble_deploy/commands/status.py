@@ -54,7 +54,8 @@ def _print_table(state: ClusterState, console: Console) -> None:
     console.print(
         f"router {state.router_id}, version {state.version}, policy {state.policy}, up "
         f"{state.uptime_seconds:.0f} s, {state.live_requests} live requests, tree of "
-        f"{state.tree.nodes} nodes and {state.tree.pages} pages ({state.tree.held_pages} held)",
+        f"{state.tree.nodes} nodes and {state.tree.pages} pages ({state.tree.held_pages} held), "
+        f"digest {state.tree.digest or '-'}",
         highlight=False,
         markup=False,
         soft_wrap=True,

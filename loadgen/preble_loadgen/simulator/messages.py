@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from preble.events import CacheEvents, CacheSnapshot
+from preble.events import EVERYTHING, CacheEvents, CacheSnapshot, SnapshotRequest
 from preble.types import LoadReport, RequestOutput, WorkerRequest, WorkerSpec
 from preble_worker.outputs import TokenColumns
 
@@ -23,7 +23,9 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
-    """Say all that the cache holds."""
+    """Say what the cache holds."""
+
+    request: SnapshotRequest = EVERYTHING
 
 
 Command = Submit | Cancel | TakeSnapshot

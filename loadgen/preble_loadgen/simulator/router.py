@@ -391,5 +391,5 @@ class SimulatedRouter:
         if wakeup is not None and wakeup <= now:
             for action in self.scheduler.tick(now=now):
                 if action.worker_id in self.sessions:
-                    self.sessions[action.worker_id].send(TakeSnapshot())
+                    self.sessions[action.worker_id].send(TakeSnapshot(action.request))
         self._agenda.after(TICK_SECONDS, self._tick)

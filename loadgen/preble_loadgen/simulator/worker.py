@@ -232,10 +232,10 @@ class SimulatedWorker:
                 self.scheduler.add(request, now=now)
             case Cancel(request_id):
                 self.scheduler.cancel(request_id, now=now)
-            case TakeSnapshot():
+            case TakeSnapshot(request):
                 # What is pending belongs before the snapshot: it already reflects it.
                 self._report_unless_empty(self.scheduler.flush())
-                self._send(self, Snapshot(self.scheduler.snapshot()))
+                self._send(self, Snapshot(self.scheduler.snapshot(request)))
 
     def _rest(self) -> None:
         """Nothing to compute: report what arose without a step, or a heartbeat, and wait."""
