@@ -1,5 +1,6 @@
 """One linked life of a worker: from its Hello until the stream ends or a newer process comes."""
 
+import math
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ class Session:
         draining: nothing more may be placed on it; it ends by somebody's will, not by a fault.
         trial: a suspect that has shown no token here yet; see `poison`.
         linked_at: when it said Hello.
+        sent_at: when the last of its requests left, infinite while one waits to be written.
+        idle_since: when it first reported to have nothing to do, infinite while it has something.
         ejected: nothing is placed on it because it is silent.
         ended: the stream is over or must not be listened to any more.
         request_limit_tokens: longest prompt plus output it can ever run.
@@ -39,12 +42,14 @@ class Session:
         "ejected",
         "ended",
         "hello",
+        "idle_since",
         "known",
         "linked_at",
         "live",
         "liveness",
         "load",
         "request_limit_tokens",
+        "sent_at",
         "serial",
         "spec",
         "trial",
@@ -73,6 +78,8 @@ class Session:
         self.trial: Generation | None = None
         self.ejected = False
         self.ended = False
+        self.sent_at = now
+        self.idle_since = math.inf
         self._send = send
 
     @property
@@ -91,6 +98,7 @@ class Session:
 
     def submit(self, request: WorkerRequest, *, now: float) -> None:
         """Starts an attempt."""
+        self.sent_at = math.inf
         self._send(pb.RouterMessage(submit=submit_to_wire(request, now=now)))
 
     def cancel(self, request_id: str, *, attempt: int) -> None:

@@ -1,5 +1,7 @@
 """What a worker's step means: output for its requests, facts for the scheduler, ends."""
 
+import math
+
 from preble.errors import DeadlineExceeded, PeerError, PrebleError, WorkerFailed
 from preble.page_keys import TOKEN_BYTES, num_tokens
 from preble.types import FinishReason
@@ -80,7 +82,10 @@ class Steps:
             self._end_attempt(generation, output, now)
         if step.phase == pb.PHASE_DRAINING:
             self.mark_draining(session, now)
-        if session.live and not (step.step_seconds or load.num_running or load.num_waiting):
+        if step.step_seconds or load.num_running or load.num_waiting:
+            session.idle_since = math.inf
+        else:
+            session.idle_since = min(session.idle_since, now)
             self._find_forgotten(session, now)
 
     def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
@@ -111,9 +116,16 @@ class Steps:
             self._scheduler.observe(WorkerDrained(session.worker_id), now=now)
 
     def _find_forgotten(self, session: Session, now: float) -> None:
-        """An idle worker has none of our requests: those it was sent a while ago are lost."""
+        """An idle worker has none of our requests: those it was sent a while ago are lost.
+
+        What it was sent counts from when that left, and what it says from when that was read: a
+        router that is held up sends late, and reads at once what was said long ago.
+        """
+        latest = now - self._config.silence_seconds
+        if max(session.sent_at, session.idle_since) > latest:
+            return
         for generation in list(session.live.values()):
-            if now - generation.placed_at > self._config.silence_seconds:
+            if generation.placed_at < latest:
                 self._attempts.cancel_attempt(generation)
                 self._attempts.break_off(generation, now)
                 session.renew()  # It may take the request again.

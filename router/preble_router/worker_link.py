@@ -202,6 +202,8 @@ class WorkerLink:
             while True:
                 while self._outbox:
                     await call.write(self._outbox.popleft())
+                if self._session is not None:
+                    self._session.sent_at = self._options.clock()
                 self._outbox_filled.clear()
                 await self._outbox_filled.wait()
 

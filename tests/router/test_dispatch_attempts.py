@@ -1,6 +1,7 @@
 """Attempts that break off and workers that break the protocol: what the clients get."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -186,6 +187,18 @@ async def test_an_announced_long_step_is_no_silence() -> None:
         worker.faults.silent = False
         await task
         assert other.submits == []
+
+
+async def test_requests_that_a_busy_router_has_not_sent_are_not_taken_for_lost() -> None:
+    async with cluster(FakeWorker("w0"), silence_seconds=0.2) as dispatcher:
+        session = dispatcher.membership.sessions["w0"]
+        heartbeat = pb.StepOutput(phase=pb.PHASE_IDLE, load=pb.LoadReport(free_pages=4096))
+        generations = [dispatcher.start(generation_request(f"q{i}")) for i in range(5)]
+        for _ in range(3):
+            time.sleep(0.3)  # noqa: ASYNC251 - nothing is written meanwhile
+            dispatcher.worker_step(session, heartbeat)
+        await asyncio.gather(*map(assert_exact, generations))
+        assert {generation.attempt for generation in generations} == {1}
 
 
 # Workers that break the protocol
