@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from faults.rows import hang, kill
+from faults.rows import crowd, hang, kill, kill_often, outage, poison, slow
 from faults.trial import Outcome, Row, Trial
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,6 +25,11 @@ ROWS = (
     kill.ROW,
     hang.STOPPED,
     hang.BLOCKED,
+    kill_often.ROW,
+    poison.ROW,
+    outage.ROW,
+    crowd.ROW,
+    slow.ROW,
 )
 PEER = "sglang-router"
 

@@ -16,15 +16,16 @@ from cluster_processes import ClusterProcesses, free_ports
 
 from preble.cost import CostModel
 
-STEP_SECONDS = 0.02
 COST = CostModel(
     name="20 ms",
-    fixed=STEP_SECONDS,
-    per_prefill_token=5e-6,
+    fixed=0.017,
+    per_prefill_token=2e-5,
     per_attention=0.0,
-    per_decode=0.0,
+    per_decode=2.5e-4,
     per_context_token=0.0,
 )
+"""A step takes 20 ms with 12 requests. Were it 20 ms with any number, it would be right to send all
+to one worker."""
 WORKER = str(Path(__file__).with_name("worker_process.py"))
 END_WITH_PARENT = """
 import runpy
@@ -74,11 +75,12 @@ class FaultyCluster(ClusterProcesses):
         workers: int = 4,
         options: tuple[str, ...] = (),
         router_options: tuple[str, ...] = (),
+        cost: CostModel = COST,
     ) -> None:
         super().__init__(directory, workers=workers, router_options=router_options)
         self.names = tuple(f"w{index}" for index in range(workers))
         self._cost = directory / "cost.json"
-        self._cost.write_text(COST.to_json())
+        self._cost.write_text(cost.to_json())
         self._own_options = options
 
     def start_worker(self, name: str, *options: str) -> None:
@@ -97,6 +99,10 @@ class FaultyCluster(ClusterProcesses):
     def busiest(self) -> str:
         seen = self.seen()
         return max(sorted(seen), key=lambda name: seen[name].live_requests)
+
+    def lost(self) -> list[str]:
+        """Workers whose processes have ended by themselves."""
+        return [name for name in self.names if self.processes[name].poll() is not None]
 
     def block(self, name: str) -> None:
         """Its step loop stands still; its sockets answer on."""

@@ -35,7 +35,7 @@ WORDS = [
     "letter",
 ]
 ANSWER_SECONDS = 60.0
-"""Whoever has no answer by then hangs."""
+"""Whoever has no answer by then hangs, or by the time that it states itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,7 @@ class Answer:
     error: str = ""
     finished: bool = False
     ended_at: float = math.inf
+    cached_share: float = 0.0
 
     @property
     def failed(self) -> bool:
@@ -175,7 +176,7 @@ class Load:
         response = Response(events.add if question.stream else None)
         answer.headers = response.headers
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(question.timeout_seconds or ANSWER_SECONDS):
                 await self._pool.exchange(self.request(question), response)
         except TimeoutError:
             answer.error = "hangs"
@@ -287,7 +288,10 @@ def _read_end(answer: Answer, response: Response) -> None:
     if response.status != 200:
         answer.error = f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}"
     elif not answer.question.stream:
-        answer.text = orjson.loads(response.body)["choices"][0]["text"]
+        body = orjson.loads(response.body)
+        answer.text = body["choices"][0]["text"]
+        details = body["usage"].get("prompt_tokens_details") or {}
+        answer.cached_share = details.get("cached_tokens", 0) / body["usage"]["prompt_tokens"]
     elif not answer.finished:
         answer.error = "ended without [DONE]"
 

@@ -7,7 +7,7 @@ a peer's where the row can be measured there.
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ class Trial:
     peer: Path | None
     say: Callable[[str], None]
     soak_minutes: float = 3.0
-    logs: Path | None = None
-    _directories: list[Any] = field(default_factory=list)
 
     def pick(self, short: Any, long: Any) -> Any:
         """The short form's figure, or the long one's."""
@@ -50,26 +48,17 @@ class Trial:
         return self.peer is not None
 
     @contextmanager
-    def cluster(
-        self,
-        *,
-        options: tuple[str, ...] = (),
-        router_options: tuple[str, ...] = (),
-        workers: int = 4,
-    ) -> Iterator[FaultyCluster]:
-        """A fresh one, ready."""
-        with tempfile.TemporaryDirectory(prefix="faults-") as directory:
-            cluster = (
-                FaultyCluster(
-                    Path(directory), workers=workers, options=options, router_options=router_options
-                )
+    def cluster(self, **options: Any) -> Iterator[FaultyCluster]:
+        """A fresh one, ready; `options` are those of `FaultyCluster`."""
+        self.say("starting")
+        with tempfile.TemporaryDirectory(prefix="faults-") as name:
+            directory = Path(name)
+            made = (
+                FaultyCluster(directory, **options)
                 if self.peer is None
-                else PeerCluster(
-                    Path(directory), workers=workers, options=options, environment=self.peer
-                )
+                else PeerCluster(directory, environment=self.peer, **options)
             )
-            self.say("starting")
-            with cluster:
+            with made as cluster:
                 yield cluster
 
 

@@ -36,6 +36,8 @@ MODEL = "demo"
 KNOWN_FIELDS = frozenset(
     {"model", "prompt", "max_tokens", "temperature", "seed", "ignore_eos", "stream"}
 )
+DROPPED_HEADERS = frozenset({b"content-length", b"x-request-timeout"})
+"""An engine refuses nobody for a deadline."""
 
 
 class FaultyEngine:
@@ -82,7 +84,7 @@ class KnownFields:
             more = part.get("more_body", False)
         fields = orjson.loads(body)
         kept = orjson.dumps({name: fields[name] for name in fields.keys() & KNOWN_FIELDS})
-        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        headers = [pair for pair in scope["headers"] if pair[0] not in DROPPED_HEADERS]
         headers.append((b"content-length", str(len(kept)).encode()))
         parts: list[Message] = [{"type": "http.request", "body": kept, "more_body": False}]
 
@@ -113,7 +115,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--max-num-seqs", type=int, default=32)
     parser.add_argument("--max-model-len", type=int, default=0)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=0)
     parser.add_argument("--kv-cache-tokens", type=int, default=0)
+    parser.add_argument("--local-policy", default="preble_groups")
     return parser.parse_args()
 
 
@@ -160,7 +164,9 @@ def main() -> None:
         cost_model=options.cost_model,
         max_sequences=options.max_num_seqs,
         context_tokens=options.max_model_len,
+        max_batch_tokens=options.max_num_batched_tokens,
         kv_cache_tokens=options.kv_cache_tokens,
+        policy=options.local_policy,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options, config))
