@@ -237,8 +237,9 @@ class EngineOptions(ProcessSettings):
     kv_tiers: Annotated[Tiers, Flag(metavar="TIER", panel=ENGINE, default="none")] = Field(
         (),
         description="Where else requests may be kept than in full precision on the device: `host` "
-        "memory, to which preempted requests swap where that takes less than computing them "
-        "again; `int8`, the form they have there; `hidden`, what keys and values are projected "
+        "memory, to which preempted requests and evicted prefixes go where copying takes less than "
+        "computing them again; `int8`, the form that requests have there, while prefixes then do "
+        "not go there; `hidden`, what keys and values are projected "
         "from, where a model keeps less of that. Repeat it, or separate them with commas.",
     )
     host_kv_tokens: Annotated[

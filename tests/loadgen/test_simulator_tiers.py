@@ -64,6 +64,44 @@ def test_skipping_ahead_changes_no_time(policy: str, tiers: tuple[str, ...]) -> 
     assert ends[0] == [pytest.approx(times) for times in ends[1]]
 
 
+def documents(count: int) -> list[TraceRequest]:
+    """Questions to one of twelve documents, which together are more than a device holds."""
+    rng = random.Random(5)
+    return [
+        TraceRequest(
+            index=index,
+            line=index + 1,
+            at=0.4 * index,
+            output_tokens=8,
+            segments=(Segment(rng.randrange(12), 3200), Segment(1000 + index, 60)),
+        )
+        for index in range(count)
+    ]
+
+
+def test_evicted_prefixes_come_back_from_the_host_and_the_router_knows() -> None:
+    ttfts, cached = [], []
+    every: list[tuple[str, ...]] = [(), ("host",)]
+    for tiers in every:
+        kv_tokens = 16_000
+        options = SimulationOptions(
+            cost=load_cost_model("llama-3-8b-h100"),
+            num_workers=2,
+            kv_cache_tokens=kv_tokens,
+            tiers=named_tiers("llama-3-8b-h100", tiers, kv_tokens=kv_tokens, page_tokens=16),
+            check_every=5.0,
+        )
+        result = simulate(documents(120), options)
+        records = result.records
+        found = sum(worker.cached_tokens for worker in result.workers)
+        assert sum(record.predicted_cached_tokens for record in records) == found
+        assert sum(worker.preemptions for worker in result.workers) == 0
+        ttfts.append(sum(record.first_at - record.sent_at for record in records))
+        cached.append(found / sum(worker.prompt_tokens for worker in result.workers))
+    assert cached[1] > cached[0] + 0.1
+    assert ttfts[1] < 0.7 * ttfts[0]
+
+
 def test_what_crossed_is_told_in_bytes() -> None:
     worker = run("alise", ("host", "int8")).workers[0]
     page_bytes = 16 * 2 * 40 * 5120  # Keys and values of 16 tokens, a byte each.
