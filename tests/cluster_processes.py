@@ -83,6 +83,13 @@ class ClusterProcesses:
         ports = ("--port", str(self.http_port), "--grpc-port", str(self.grpc_port))
         self._start("router", "router", self.model, *ports, *self._router_options)
 
+    def start_other_router(self) -> str:
+        """A second router, which knows no worker yet; its gRPC address."""
+        http_port, grpc_port = free_ports(2)
+        ports = ("--port", str(http_port), "--grpc-port", str(grpc_port))
+        self._start("other-router", "router", self.model, *ports, *self._router_options)
+        return f"127.0.0.1:{grpc_port}"
+
     def start_worker(self, name: str) -> None:
         own = ("--worker-id", name, "--router", self.grpc_address)
         self._start(name, "worker", self.model, *own, *self._worker_options)
