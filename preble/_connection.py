@@ -39,6 +39,8 @@ class GenerateOptions(TypedDict, total=False):
     ttft_slo_seconds: float | None
     tbt_slo_seconds: float | None
     top_logprobs: int | None
+    presence_penalty: float
+    frequency_penalty: float
     timeout: float | None
 
 

@@ -57,6 +57,8 @@ def generate_request(
     ttft_slo_seconds: float | None = None,
     tbt_slo_seconds: float | None = None,
     top_logprobs: int | None = None,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
 ) -> inference_pb2.GenerateRequest:
     """A request to generate; `Client.generate` documents the arguments.
 
@@ -79,6 +81,8 @@ def generate_request(
             top_k=_unsigned("top_k", top_k),
             ignore_eos=ignore_eos,
             stop_token_ids=[_unsigned("stop_token_ids", token) for token in stop_token_ids],
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
             top_logprobs=None if top_logprobs is None else _unsigned("top_logprobs", top_logprobs),
         ),
         stop=[stop] if isinstance(stop, str) else list(stop),

@@ -78,6 +78,9 @@ class Client:
                 between tokens, where the workers' local policy knows them. Default: the workers'.
             top_logprobs: give each token's log probability, and those of so many of the likeliest
                 in its place, at most 20. Default: none.
+            presence_penalty: from -2 to 2, taken off the logit of each token that the output has.
+                Default 0.
+            frequency_penalty: the same once for each time that the output has it. Default 0.
             timeout: seconds until the request is given up. Default: the client's.
 
         Raises:

@@ -54,8 +54,8 @@ MAX_TOP_LOGPROBS = 20
 class Logprobs:
     """Natural logarithms of the probabilities of some tokens, in packed columns.
 
-    They are the model's own: of the softmax of its logits, before `temperature`, `top_k` and
-    `top_p`.
+    They are the model's own: of the softmax of its logits, before penalties, `temperature`,
+    `top_k` and `top_p`.
 
     Attributes:
         chosen: float32, one per token.
@@ -100,6 +100,8 @@ class SamplingParams:
     switch those filters off. Stop strings are the router's business.
 
     Attributes:
+        presence_penalty: taken off the logit of each token that the output has, before all else.
+        frequency_penalty: the same once for each time that the output has it.
         top_logprobs: give log probabilities, of the tokens themselves and of so many of the
             likeliest; at most `MAX_TOP_LOGPROBS`. None gives none.
     """
@@ -112,6 +114,13 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the next token depends on which the output has."""
+        return bool(self.presence_penalty or self.frequency_penalty)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

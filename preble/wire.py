@@ -92,6 +92,8 @@ def sampling_to_wire(sampling: SamplingParams) -> pb.SamplingParams:
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=sampling.stop_token_ids,
         top_logprobs=sampling.top_logprobs,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
     )
 
 
@@ -105,6 +107,8 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
         ignore_eos=message.ignore_eos,
         stop_token_ids=tuple(message.stop_token_ids),
         top_logprobs=_present(message, "top_logprobs"),
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
     )
 
 

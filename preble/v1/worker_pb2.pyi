@@ -202,6 +202,8 @@ class SamplingParams(google.protobuf.message.Message):
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     """Output tokens at most, those of earlier attempts included."""
     temperature: builtins.float
@@ -216,6 +218,10 @@ class SamplingParams(google.protobuf.message.Message):
     """Go on after an end-of-sequence token."""
     top_logprobs: builtins.int
     """Present: give log probabilities, of each token and of so many of the likeliest; at most 20."""
+    presence_penalty: builtins.float
+    """Taken off the logit of each token that the output has; 0 for nothing."""
+    frequency_penalty: builtins.float
+    """The same once for each time that the output has it."""
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Token ids that end the output like end-of-sequence does."""
@@ -231,9 +237,11 @@ class SamplingParams(google.protobuf.message.Message):
         ignore_eos: builtins.bool = ...,
         stop_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         top_logprobs: builtins.int | None = ...,
+        presence_penalty: builtins.float = ...,
+        frequency_penalty: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_top_logprobs", b"_top_logprobs", "top_logprobs", b"top_logprobs"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_top_logprobs", b"_top_logprobs", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "presence_penalty", b"presence_penalty", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_top_logprobs", b"_top_logprobs"]) -> typing.Literal["top_logprobs"] | None: ...
 
 global___SamplingParams = SamplingParams

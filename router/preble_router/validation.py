@@ -16,6 +16,7 @@ MAX_NAME_CHARS = 256
 """Of a namespace or a request id."""
 MAX_OUTPUT_TOKENS = 2**31 - 1
 MAX_TEMPERATURE = 2.0
+MAX_PENALTY = 2.0
 MAX_SLO_SECONDS = 86_400.0
 
 
@@ -40,6 +41,8 @@ def check_sampling(
         raise InvalidRequest(
             f"top_p must be above 0 and at most 1, not {sampling.top_p}", field="top_p"
         )
+    check_range(sampling.presence_penalty, -MAX_PENALTY, MAX_PENALTY, field="presence_penalty")
+    check_range(sampling.frequency_penalty, -MAX_PENALTY, MAX_PENALTY, field="frequency_penalty")
     check_range(sampling.top_logprobs or 0, 0, MAX_TOP_LOGPROBS, field=top_logprobs_field)
     if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidRequest(

@@ -76,6 +76,8 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
         ttft_slo_seconds=0.5,
         tbt_slo_seconds=0.25,
         top_logprobs=0,
+        presence_penalty=0.5,
+        frequency_penalty=-0.25,
         timeout=30,
     )
     (request,) = router.requests
@@ -84,6 +86,7 @@ def test_every_option_reaches_the_wire(client: Client, router: FakeRouter) -> No
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (2, 0.5, 0.25)
     assert (sampling.top_k, sampling.ignore_eos, list(sampling.stop_token_ids)) == (3, True, [9])
     assert sampling.HasField("top_logprobs") and sampling.top_logprobs == 0
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.25)
     assert (request.seed, list(request.stop), request.namespace) == (2**63, ["x"], "tenant")
     assert (request.priority, request.model, request.request_id) == (-1, "demo", "mine")
     assert (request.ttft_slo_seconds, request.tbt_slo_seconds) == (0.5, 0.25)

@@ -62,6 +62,8 @@ SAMPLINGS = st.builds(
     ignore_eos=st.booleans(),
     stop_token_ids=st.lists(U32, max_size=3).map(tuple),
     top_logprobs=st.none() | st.integers(0, 20),
+    presence_penalty=F32,
+    frequency_penalty=F32.map(lambda penalty: -penalty),
 )
 LOADS = st.builds(
     LoadReport,

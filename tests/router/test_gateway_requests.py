@@ -97,6 +97,10 @@ def test_values_arrive():
         ("top_k", -2),
         ("top_k", 1.5),
         ("seed", 2**64),
+        ("presence_penalty", 2.1),
+        ("presence_penalty", "1"),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", True),
         ("n", 0),
         ("n", 129),
         ("n", True),
@@ -136,8 +140,6 @@ def test_contradicting_limits_are_refused():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
         ("logit_bias", {"5": 1}),
         ("top_logprobs", 3),  # without logprobs
         ("tools", [{"type": "function"}]),
@@ -198,6 +200,12 @@ def test_choices_of_several_prompts_are_bounded_together():
     error = refused(completion, prompt=["a", "b"], n=65)
     assert error.field == "n"
     assert "from 1 to 64 for each of 2 prompts" in str(error)
+
+
+def test_penalties_reach_the_sampling():
+    sampling = chat(presence_penalty=2, frequency_penalty=-0.5).common.sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (2.0, -0.5)
+    assert not chat(presence_penalty=0).common.sampling.penalizes
 
 
 def test_log_probabilities_are_asked_for_in_two_ways():

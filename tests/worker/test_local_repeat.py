@@ -1,7 +1,7 @@
 """Several equal decode steps at once leave a scheduler exactly as one after another do."""
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 from worker_helpers import CacheView, make_config, make_request
@@ -67,9 +67,11 @@ def random_request(rng: random.Random, index: int) -> WorkerRequest:
     prefix = [rng.randrange(3)] * rng.randrange(1, 24)
     prompt = prefix + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 20))]
     ignore_eos = rng.random() < 0.97
-    return make_request(
+    request = make_request(
         f"r{index}", prompt, rng.randrange(1, 60), seed=index, ignore_eos=ignore_eos
     )
+    penalty = 0.5 * (index % 3 == 0)
+    return replace(request, sampling=replace(request.sampling, presence_penalty=penalty))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,7 @@ def assert_equal(single: Turner, many: Turner) -> None:
     assert single.seen.ends == many.seen.ends
     assert single.seen.next_position.items() >= many.seen.next_position.items()
     assert single.seen.view.pages == many.seen.view.pages
+    assert single.scheduler.tables.penalties == many.scheduler.tables.penalties
     assert set(single.scheduler.snapshot().paths) == set(many.scheduler.snapshot().paths)
 
 

@@ -76,8 +76,16 @@ def test_a_batch_in_which_some_ask(model: Any, loaded: LoadedEngine) -> None:
             assert_log_softmax(model, asked[i], served.tokens[i], served.logprobs[i], num_top)
 
 
-def test_they_are_the_models_whatever_is_drawn(model: Any, loaded: LoadedEngine) -> None:
-    options = {"temperature": 1.7, "top_p": 0.8, "top_k": 40, "seed": 5}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.7, "top_p": 0.8, "top_k": 40, "seed": 5},
+        {"presence_penalty": 2.0, "frequency_penalty": 2.0},
+    ],
+)
+def test_they_are_the_models_whatever_is_drawn(
+    model: Any, loaded: LoadedEngine, options: dict[str, Any]
+) -> None:
     (prompt,) = prompts(1)
     served = serve(loaded, [prompt], asking(NUM_TOP, **options))
     assert_log_softmax(model, prompt, served.tokens[0], served.logprobs[0], NUM_TOP)

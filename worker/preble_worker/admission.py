@@ -30,6 +30,8 @@ def _sampling_refusal(sampling: SamplingParams, vocab_size: int) -> str:
         return f"temperature is {sampling.temperature}, must be finite and not negative"
     if not 0.0 < sampling.top_p <= 1.0:
         return f"top_p is {sampling.top_p}, must lie in (0, 1]"
+    if not (math.isfinite(sampling.presence_penalty) and math.isfinite(sampling.frequency_penalty)):
+        return "presence_penalty and frequency_penalty must be finite"
     most = min(MAX_TOP_LOGPROBS, vocab_size)
     if (sampling.top_logprobs or 0) > most:
         return f"top_logprobs is {sampling.top_logprobs}, must be at most {most}"

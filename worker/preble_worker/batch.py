@@ -22,6 +22,20 @@ ALL_KV = np.iinfo(np.int64).max
 """`SlotTables.hidden_from` of a request that keeps all its tokens as keys and values."""
 
 
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """What the logits of tokens that an output already has are lowered by.
+
+    Attributes:
+        presence, frequency: as in `SamplingParams`.
+        output: packed, all of it that is known; the scheduler appends.
+    """
+
+    presence: float
+    frequency: float
+    output: bytearray
+
+
 class SlotTables:
     """State of the running requests, one row per slot. The scheduler writes, the engine reads.
 
@@ -46,6 +60,7 @@ class SlotTables:
         prompt_hash: uint64 (max_sequences,). xxh3 of the prompt without delivered output; with
             `seed` and `output_position` it determines the simulated engine's tokens.
         temperature, top_p: float32; top_k: int32; seed: uint64; each (max_sequences,).
+        penalties: of the slots whose request has any.
     """
 
     def __init__(self, max_sequences: int, max_pages: int) -> None:
@@ -58,6 +73,7 @@ class SlotTables:
         self.top_p = np.ones(max_sequences, dtype=np.float32)
         self.top_k = np.zeros(max_sequences, dtype=np.int32)
         self.seed = np.zeros(max_sequences, dtype=np.uint64)
+        self.penalties: dict[int, Penalties] = {}
 
 
 class Direction(Enum):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from preble.page_keys import TOKEN_DTYPE
+from preble.page_keys import TOKEN_BYTES, TOKEN_DTYPE
 from preble.types import Logprobs
 from preble_worker.batch import SlotTables
 from preble_worker.config import SchedulerConfig
@@ -82,6 +82,8 @@ class DecodeRows:
         self._tail[slot, sequence.num_output % TAIL_TOKENS] = token
         self._tables.last_token[slot] = token
         self._tables.output_position[slot] = sequence.num_output + 1
+        if penalties := self._tables.penalties.get(slot):
+            penalties.output.extend(token.to_bytes(TOKEN_BYTES, "little"))
         if (sequence.num_output + 1) % TAIL_TOKENS == 0:
             self._move_tail(sequence)
         sequence.stage = Stage.DECODE
@@ -191,6 +193,8 @@ class DecodeRows:
         self.context_tokens += len(slots)
         columns = np.remainder(positions, TAIL_TOKENS)
         self._tail[slots, columns] = tokens
+        for row, output in self._penalized:
+            output.extend(int(tokens[row]).to_bytes(TOKEN_BYTES, "little"))
         for row in np.flatnonzero(columns == TAIL_TOKENS - 1).tolist():
             self._move_tail(self.sequences[row])
         return self._columns(positions, tokens, logprobs), self._ended(after, tokens)
@@ -210,6 +214,8 @@ class DecodeRows:
                 self._move_tail(sequence)
             sequence.generated += newest[row * width : (row + 1) * width]
             sequence.num_output += num_steps
+        for row, output in self._penalized:
+            output.extend(newest[row * width : (row + 1) * width])
         tables.output_position[slots] += num_steps
         tables.last_token[slots] = tokens[-1]
         self._num_computed[slots] += num_steps
@@ -284,6 +290,11 @@ class DecodeRows:
             for row, s in enumerate(sequences)
             if s.sampling.top_logprobs is not None
         ]
+        self._penalized = [
+            (row, self._tables.penalties[s.slot].output)
+            for row, s in enumerate(sequences)
+            if s.sampling.penalizes
+        ]
         self._rows_with_stop_tokens = [
             row for row, s in enumerate(sequences) if s.sampling.stop_token_ids
         ]
@@ -303,3 +314,5 @@ class DecodeRows:
             num_output = int(self._tables.output_position[slot])
             assert self._num_computed[slot] == sequence.num_prompt_tokens + num_output - 1
             assert num_output < sequence.sampling.max_tokens
+            if sequence.sampling.penalizes:
+                assert len(self._tables.penalties[slot].output) == num_output * TOKEN_BYTES

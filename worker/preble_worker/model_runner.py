@@ -11,7 +11,7 @@ from torch import Tensor
 from preble_worker.attention import Attention, AttentionStep
 from preble_worker.batch import Batch
 from preble_worker.cache_tiers import NO_CACHE_TIERS, CacheTiers
-from preble_worker.sampler import SamplingRows, measure, sample
+from preble_worker.sampler import SamplingRows, measure, penalized, sample
 
 
 class CausalModel(Protocol):
@@ -95,10 +95,13 @@ class ModelRunner:
             step,
             self._upload(inputs.last),
         )
-        rows = SamplingRows.of_slots(batch.tables, batch.slots[batch.samples])
-        drawn = sample(logits, rows)
+        slots, own = batch.slots[batch.samples], logits
+        if batch.tables.penalties:
+            own = logits.clone() if batch.logprobs is not None else logits
+            logits = penalized(logits, slots, batch.tables.penalties)
+        drawn = sample(logits, SamplingRows.of_slots(batch.tables, slots))
         if batch.logprobs is not None:
-            measure(logits, drawn, batch.logprobs)
+            measure(own, drawn, batch.logprobs)
         sampled: npt.NDArray[np.int64] = drawn.cpu().numpy()
         return sampled
 

@@ -5,6 +5,7 @@ request's seed and i. So a draw depends neither on the batch it is computed in n
 and a request that is resumed elsewhere goes on with the same draws.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from preble_worker.batch import SlotTables
+from preble.page_keys import TOKEN_BYTES, unpack_tokens
+from preble_worker.batch import Penalties, SlotTables
 from preble_worker.logprobs import LogprobColumns
 
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
@@ -66,6 +68,32 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
             place = torch.from_numpy(index).to(logits.device)
             tokens[place] = draw(logits[place], rows.take(index))
     return tokens
+
+
+def penalized(
+    logits: Tensor, slots: npt.NDArray[np.int64], penalties: Mapping[int, Penalties]
+) -> Tensor:
+    """`logits` (n, vocab) of the requests in `slots`, lowered by what their outputs have.
+
+        logits[j] - frequency * count[j] - presence * (count[j] > 0)
+
+    as OpenAI's documentation has it. float32; may be `logits` itself, changed.
+    """
+    found = [(row, penalties[slot]) for row, slot in enumerate(slots.tolist()) if slot in penalties]
+    if not found:
+        return logits
+    logits, vocab, device = logits.float(), logits.shape[-1], logits.device
+    tokens = unpack_tokens(b"".join([each.output for _, each in found])).astype(np.int64)
+    lengths = [len(each.output) // TOKEN_BYTES for _, each in found]
+    places = torch.from_numpy(tokens + np.repeat(np.arange(len(found)) * vocab, lengths)).to(device)
+    counts = torch.zeros(len(found) * vocab, device=device)
+    counts.index_add_(0, places, torch.ones(len(tokens), device=device))
+    counts = counts.view(len(found), vocab)
+    frequency = _column(np.array([each.frequency for _, each in found], np.float32), device)
+    presence = _column(np.array([each.presence for _, each in found], np.float32), device)
+    rows = torch.tensor([row for row, _ in found], device=device)
+    logits[rows] -= counts * frequency + (counts > 0) * presence
+    return logits
 
 
 def measure(logits: Tensor, tokens: Tensor, logprobs: LogprobColumns) -> None:

@@ -15,7 +15,8 @@ __all__ = ["LOWEST_TOKEN", "SimulatedEngine", "simulated_tokens"]
 
 
 class SimulatedEngine:
-    """Sleeps each batch's predicted duration and draws tokens from hashes.
+    """Sleeps each batch's predicted duration and draws tokens from hashes, whatever temperature,
+    cuts and penalties say.
 
     Args:
         tiers: of the cache, whose copies take their time.

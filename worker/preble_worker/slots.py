@@ -6,7 +6,8 @@ a row of `tables.pages` held in common with the tree │ private │ stale
 
 import numpy as np
 
-from preble_worker.batch import ALL_KV, SlotTables, Upgrade
+from preble.page_keys import TOKEN_BYTES
+from preble_worker.batch import ALL_KV, Penalties, SlotTables, Upgrade
 from preble_worker.config import TierConfig
 from preble_worker.page_cache import NO_PAGES, PageArray, PageCache
 from preble_worker.sequence import ALL_PAGES, Fetched, Sequence
@@ -151,6 +152,7 @@ class Slots:
         self._cache.free(self.private_pages(sequence))
         self._cache.unpin(sequence.node, now=now)
         self._free.append(sequence.slot)
+        self.tables.penalties.pop(sequence.slot, None)
         sequence.node = None
 
     def private_pages(self, sequence: Sequence) -> PageArray:
@@ -170,12 +172,18 @@ class Slots:
         tables.top_p[slot] = sampling.top_p
         tables.top_k[slot] = sampling.top_k
         tables.seed[slot] = sampling.seed & _MASK
+        if sampling.penalizes:
+            output = bytearray(sequence.tokens[sequence.num_prompt_tokens * TOKEN_BYTES :])
+            tables.penalties[slot] = Penalties(
+                sampling.presence_penalty, sampling.frequency_penalty, output
+            )
         self.pages_changed = True
 
     def check(self, running: list[Sequence], waiting: list[Sequence]) -> None:
         """Assert that `running` and the free slots share the slots out between them."""
         taken = [sequence.slot for sequence in running]
         assert sorted([*taken, *self._free]) == list(range(len(self.tables.last_token)))
+        assert set(self.tables.penalties) == {s.slot for s in running if s.sampling.penalizes}
         for sequence in running:
             assert sequence.node is not None
             held = self._cache.path_pages(sequence.node)

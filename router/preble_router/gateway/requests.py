@@ -34,13 +34,11 @@ MAX_CHOICES = 128
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
-    "frequency_penalty": (0, 0.0),
     "length_penalty": (1, 1.0),
     "logit_bias": ({},),
     "metadata": ({},),
     "min_p": (0, 0.0),
     "min_tokens": (0,),
-    "presence_penalty": (0, 0.0),
     "prompt_logprobs": (),
     "repetition_penalty": (1, 1.0),
     "safety_identifier": (),
@@ -294,6 +292,8 @@ def _read_sampling(fields: Fields) -> SamplingParams:
         seed=seed,
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=_read_stop_token_ids(fields),
+        presence_penalty=fields.number("presence_penalty", default=0.0),
+        frequency_penalty=fields.number("frequency_penalty", default=0.0),
     )
 
 
