@@ -26,7 +26,8 @@ class Running:
         self._totals = totals
 
     def __len__(self) -> int:
-        return len(self.prefills) + len(self.decodes) + len(self.loading)
+        num_running = len(self.prefills.sequences) + len(self.decodes.sequences)
+        return num_running + len(self.host.loading) if self.host else num_running
 
     def __iter__(self) -> Iterator[Sequence]:
         return chain(self.decodes.sequences, self.prefills.sequences, self.loading)

@@ -48,9 +48,12 @@ class Slots:
         num_available = cache.num_available
         node, shared = cache.pin(sequence.path(prefix.num_pages))
         num_pages = self._num_pages(sequence, sequence.num_tokens, num_held=len(shared))
+        wanted = num_pages - len(shared) + spare
         fetched = sequence.fetched
-        own = fetched.pages[len(shared) - fetched.first :] if fetched else NO_PAGES
-        wanted = num_pages - len(shared) - len(own) + spare
+        own = NO_PAGES
+        if fetched:
+            own = fetched.pages[len(shared) - fetched.first :]
+            wanted -= len(own)
         if cache.num_available < wanted:
             self.wanted_pages = wanted + num_available - cache.num_available
             cache.unpin(node, now=now)
@@ -61,10 +64,8 @@ class Slots:
         sequence.num_held = len(shared)
         sequence.num_pages = num_pages
         sequence.num_computed = len(shared) * cache.page_tokens
-        self.tables.hidden_from[sequence.slot] = ALL_KV
-        if sequence.is_hidden:
-            sequence.num_exact = len(shared)
-            self.tables.hidden_from[sequence.slot] = sequence.num_computed
+        if self._hidden_page_tokens:
+            self._begin_form(sequence)
         if fetched:
             self._take_fetched(sequence, fetched, len(own), now)
         self._write_row(sequence, np.concatenate([shared, own]) if fetched else shared)
@@ -75,6 +76,13 @@ class Slots:
         self._cache.free(fetched.pages[: len(fetched.pages) - num_own])
         self._cache.unpin(fetched.node, now=now)
         sequence.fetched = None
+
+    def _begin_form(self, sequence: Sequence) -> None:
+        """Note from where on `sequence` computes in the hidden form, if it is to."""
+        self.tables.hidden_from[sequence.slot] = ALL_KV
+        if sequence.is_hidden:
+            sequence.num_exact = sequence.num_held
+            self.tables.hidden_from[sequence.slot] = sequence.num_computed
 
     def _num_pages(self, sequence: Sequence, num_tokens: int, *, num_held: int) -> int:
         """Entries of a row with `num_tokens`, `num_held` of them in common with the tree."""
@@ -128,7 +136,9 @@ class Slots:
 
     def share(self, sequence: Sequence, *, now: float) -> None:
         """Put the full pages that were computed since the last time into the tree."""
-        num_full = min(sequence.num_computed // self._cache.page_tokens, sequence.num_exact)
+        num_full = sequence.num_computed // self._cache.page_tokens
+        if num_full > sequence.num_exact:
+            num_full = sequence.num_exact
         if num_full <= sequence.num_held or not self._cache.sharing:
             return
         assert sequence.node is not None
@@ -147,7 +157,8 @@ class Slots:
         """Take slot and pages back; with `share`, full computed pages stay in the tree."""
         if share:
             self.share(sequence, now=now)
-        self._upgrades = [entry for entry in self._upgrades if entry[0] is not sequence]
+        if self._upgrades:
+            self._upgrades = [entry for entry in self._upgrades if entry[0] is not sequence]
         assert sequence.node is not None
         self._cache.free(self.private_pages(sequence))
         self._cache.unpin(sequence.node, now=now)

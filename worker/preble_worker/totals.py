@@ -41,4 +41,5 @@ class Totals:
             sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
             self.prompt_tokens += sequence.num_prompt_tokens
             self.cached_tokens += sequence.served_from_cache
-            self.tiers.hidden_starts += sequence.is_hidden
+            if sequence.is_hidden:
+                self.tiers.hidden_starts += 1

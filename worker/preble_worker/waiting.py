@@ -61,7 +61,7 @@ class WaitingQueue:
         decide. Of one priority after another.
         """
         values, size = self._queue.values(), self._policy.window
-        if len(values) <= size or not self._policy.bounds_waits:
+        if not self._policy.bounds_waits or len(self._queue) <= size:
             return list(islice(values, size))
         oldest = list(islice(values, size // 2))
         newest = list(islice(reversed(values), size - size // 2))

@@ -36,8 +36,8 @@ class PrebleGroups:
 
     def order(self, candidates: Sequence[C], *, now: float) -> Iterator[C]:
         groups: list[deque[C]] = [deque() for _ in range(NUM_GROUPS)]
-        for candidate in candidates:
-            groups[group_of(candidate)].append(candidate)
+        for candidate in candidates:  # As `group_of` says: this is done for all in every step.
+            groups[NUM_GROUPS * candidate.cached_tokens // candidate.num_tokens].append(candidate)
         clocks = {g: self._clock(g) for g in reversed(range(NUM_GROUPS)) if groups[g]}
         while clocks:
             group = min(clocks, key=clocks.__getitem__)
