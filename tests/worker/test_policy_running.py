@@ -9,7 +9,13 @@ from local_policy_helpers import Job
 from worker_helpers import StubEngine, Worker, make_request
 
 from preble_worker.config import SchedulerConfig
-from preble_worker.policies import PolicyOptions, RunningPolicy, make_policy
+from preble_worker.policies import (
+    POLICY_NAMES,
+    PolicyOptions,
+    RunningPolicy,
+    alise,
+    make_policy,
+)
 from preble_worker.policies.alise import Alise, level_of
 from preble_worker.policies.mlfq import FIRST_QUANTUM_SECONDS, LOST_SHARE, Mlfq
 from preble_worker.policies.policy import UNMEASURED
@@ -151,17 +157,27 @@ def test_mlfq_spares_who_has_not_paid_for_its_return(swap_token_seconds: float) 
     assert spared_until == 0 if swaps else 10 < enough <= spared_until <= enough + 1
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "lpm", "preble_groups", "srpt", "alise", "dlpm", "edf"])
-def test_overload_starves_nobody(policy: str) -> None:
+def long_one_is_served(policy: str, **options: float) -> bool:
     """A long request, and short ones that come faster than they can be served."""
-    worker = Worker(policy=policy, max_sequences=1, step_seconds=0.2)
+    worker = Worker(policy=policy, max_sequences=1, step_seconds=0.2, **options)
     worker.submit("long", [1] * 20, max_tokens=40, predicted_output_tokens=40)
     for number in range(320):
         worker.submit(f"s{number}", [2 + number % 20] * 6, max_tokens=2, predicted_output_tokens=2)
         worker.step()
         if worker.output("long").finish_reason is not None:
-            break
-    assert worker.output("long").finish_reason is not None
+            return True
+    return False
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICY_NAMES if name != "mlfq"])
+def test_overload_starves_nobody(policy: str) -> None:
+    assert long_one_is_served(policy)
+
+
+def test_without_their_escapes_the_long_one_starves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alise, "PROMOTION_STRETCH", 1e9)
+    for policy in ("alise", "srpt"):
+        assert not long_one_is_served(policy, age_escape_seconds=1e9)
 
 
 @pytest.mark.parametrize("policy", RUNNING)
