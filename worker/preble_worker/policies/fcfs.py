@@ -6,7 +6,7 @@ from preble_worker.policies.policy import WINDOW, C, Candidate
 
 
 class Fcfs:
-    """Oldest first."""
+    """Oldest first, so that nobody is ever overtaken."""
 
     window = WINDOW
     bounds_waits = False

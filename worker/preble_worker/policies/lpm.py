@@ -9,7 +9,8 @@ class Lpm:
     """Most cached tokens first, oldest first among equals.
 
     It saves the most recomputation, because what is cached is used before it is evicted, and
-    serves requests that share nothing last: the age escape is what bounds their wait.
+    serves requests that share nothing last. Bound: the queue's age escape; from then on nobody
+    overtakes.
     """
 
     window = WINDOW

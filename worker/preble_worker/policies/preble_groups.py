@@ -25,6 +25,8 @@ class PrebleGroups:
     and also over many small ones: each group has a clock that a request from group g advances by
     1/(g + 1), and the group whose clock is furthest behind is next (stride scheduling). Groups are
     formed anew for every batch, from what is cached then.
+
+    Bound: the queue's age escape; from then on nobody overtakes.
     """
 
     window = WINDOW
