@@ -15,7 +15,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from faults.rows import crowd, hang, kill, kill_often, outage, poison, slow
+from faults.rows import (
+    crowd,
+    hang,
+    kill,
+    kill_often,
+    leave,
+    outage,
+    overload,
+    poison,
+    routers,
+    slow,
+    soak,
+    tenants,
+)
 from faults.trial import Outcome, Row, Trial
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -30,6 +43,11 @@ ROWS = (
     outage.ROW,
     crowd.ROW,
     slow.ROW,
+    routers.ROW,
+    overload.ROW,
+    leave.ROW,
+    tenants.ROW,
+    soak.ROW,
 )
 PEER = "sglang-router"
 
@@ -62,7 +80,9 @@ def parse() -> argparse.Namespace:
         help=f"a virtual environment with {PEER}; it is made, and {PEER} installed, if DIR is not "
         "there",
     )
-    parser.add_argument("--soak-minutes", type=float, default=0.0, help="of the soak; default 3")
+    parser.add_argument(
+        "--soak-minutes", type=float, default=0.0, help="of the soak; default 3, 0.5 with --quick"
+    )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the table here")
     options = parser.parse_args()
     unknown = set(options.only or ()) - {row.name for row in ROWS}

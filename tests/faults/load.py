@@ -228,19 +228,21 @@ class Load:
                 group.create_task(self.ask(question))
 
     @asynccontextmanager
-    async def going_on(self, questions: Questions, *, concurrency: int) -> AsyncIterator[None]:
-        """Keeps as many in flight for as long as the body runs, then lets them end."""
+    async def going_on(
+        self, questions: Questions, *, concurrency: int, leave: bool = False
+    ) -> AsyncIterator[None]:
+        """Keeps as many in flight for as long as the body runs, then lets them end, or leaves."""
         ended = False
         source = iter(lambda: None if ended else questions.make(), None)
         asking = asyncio.create_task(self.closed_loop(source, concurrency=concurrency))
         try:
             yield
-        except BaseException:
-            asking.cancel()
-            raise
+            if not leave:
+                ended = True
+                await asking
         finally:
-            ended = True
-        await asking
+            asking.cancel()
+            await asyncio.wait([asking])
 
     @property
     def in_flight(self) -> list[Answer]:
