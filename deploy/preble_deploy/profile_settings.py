@@ -61,6 +61,11 @@ class ProfileSettings(Settings):
     max_num_seqs: Annotated[int, Field(ge=1), Flag(metavar="REQUESTS", panel=ENGINE)] = Field(
         64, description="Requests in one step, the most that are measured."
     )
+    hidden_form: Annotated[bool, Flag(names=("--hidden-form",), panel=ENGINE)] = Field(
+        False,
+        description="Measure as well how much slower steps are whose requests are in the hidden "
+        "form (`--kv-tiers hidden`), by which `adaptive` chooses it.",
+    )
     cost_model: Annotated[Path | None, Flag(metavar="FILE", panel=ENGINE, default="derived")] = (
         Field(None, description="Cost model of `--engine simulated`: a file, or a known name.")
     )

@@ -33,8 +33,8 @@ class MeasuredStep:
 
     Attributes:
         kind: for people, such as "decode".
-        prefill_tokens, attention, decodes, context_tokens, products: P, A, D, K and N of the cost
-            model.
+        prefill_tokens, attention, decodes, context_tokens, hidden_tokens, products: P, A, D, K, H
+            and N of the cost model.
     """
 
     kind: str
@@ -44,6 +44,7 @@ class MeasuredStep:
     context_tokens: float
     seconds: float
     products: float = 0.0
+    hidden_tokens: float = 0.0
 
     def predicted(self, cost: CostModel) -> float:
         """Seconds according to `cost`."""
@@ -53,6 +54,7 @@ class MeasuredStep:
             decodes=self.decodes,
             context_tokens=self.context_tokens,
             products=self.products,
+            hidden_tokens=self.hidden_tokens,
         )
 
     def error(self, cost: CostModel) -> float:
@@ -111,6 +113,28 @@ def fit_both(steps: Sequence[MeasuredStep], *, name: str, source: str) -> tuple[
     # Of equals the simpler form is first, and the sort is stable.
     better, other = sorted(fits, key=lambda fit: fit.worst_error)
     return better, other
+
+
+def with_hidden_form(cost: CostModel, steps: Sequence[MeasuredStep]) -> CostModel:
+    """`cost` with the c5 that one of `steps`, all in the hidden form, says and that suits all best.
+
+    Below the roof the form does not show, so that a step there says too little.
+    """
+    found = [_hidden_seconds(cost, step) / step.hidden_tokens for step in steps]
+    models = [replace(cost, per_hidden_token=seconds) for seconds in found]
+    return min(models, key=lambda model: _squared_error(model, steps), default=cost)
+
+
+def _hidden_seconds(cost: CostModel, step: MeasuredStep) -> float:
+    """What the hidden form must have taken, if `cost` is right in all else."""
+    plain = replace(cost, per_hidden_token=0.0)
+    missing = step.seconds - step.predicted(plain)
+    if missing <= 0.0:
+        return 0.0
+    if cost.roofline:  # What is computed below the roof does not show.
+        computing = replace(plain, weight_read=0.0, per_context_token=0.0)
+        missing += step.predicted(plain) - step.predicted(computing)
+    return missing
 
 
 def fit_linear(steps: Sequence[MeasuredStep]) -> CostModel:

@@ -11,6 +11,7 @@ CACHED = (0, 256, 1024, 2048, 4096, 7168)
 PROMPTS = (2, 4, 8)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (32, 128, 512, 1024, 2048, 4096)
+HIDDEN_BATCHES = (1, 4, 16)
 
 KV_SHARE = 0.8
 """Of the KV cache that a step may fill, so that no request is preempted while it is prepared."""
@@ -23,15 +24,17 @@ class StepShape:
     Attributes:
         prefills: new and cached tokens of each prompt.
         decodes: context of each decoding request.
+        is_hidden: those contexts are in the hidden form.
     """
 
     prefills: tuple[tuple[int, int], ...] = ()
     decodes: tuple[int, ...] = ()
+    is_hidden: bool = False
 
     @property
     def kind(self) -> str:
         if not self.prefills:
-            return "decode"
+            return "hidden" if self.is_hidden else "decode"
         return "mixed" if self.decodes else "prefill"
 
     @property
@@ -45,6 +48,17 @@ def plan_steps(config: SchedulerConfig, *, quick: bool = False) -> list[StepShap
     shapes = [*_prefills(config), *_decodes(config), *_mixtures(config)]
     fitting = [shape for shape in dict.fromkeys(shapes) if _fits(shape, config)]
     return fitting[::3] if quick else fitting
+
+
+def plan_hidden_steps(config: SchedulerConfig) -> list[StepShape]:
+    """Decodes in the hidden form; none where the engine does not have it."""
+    if not config.tiers.hidden_page_tokens:
+        return []
+    shapes = [
+        StepShape(decodes=_spread(num, context), is_hidden=True)
+        for num, context in product(HIDDEN_BATCHES, CONTEXTS)
+    ]
+    return [shape for shape in shapes if _fits(shape, config)]
 
 
 def _prefills(config: SchedulerConfig) -> Iterator[StepShape]:

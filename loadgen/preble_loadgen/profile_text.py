@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
-from preble_loadgen.fit import WORST_ERROR_MAX, Fit
+from preble.cost import CostModel
+from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep
 
 UNITS = {
     "fixed": "s per step",
@@ -12,6 +14,7 @@ UNITS = {
     "per_attention": "s per pair of a prompt token and an earlier one",
     "per_decode": "s per decode",
     "per_context_token": "s per context token of the decodes",
+    "per_hidden_token": "s per context token in the hidden form",
     "per_product": "s per attention product beyond the step's first",
 }
 
@@ -28,6 +31,17 @@ def compare(fits: Sequence[Fit]) -> str:
             f"{worst.predicted(fit.cost) * 1e3:.2f} ms"
         )
     return "\n".join(lines)
+
+
+def describe_hidden(cost: CostModel, steps: Sequence[MeasuredStep]) -> str:
+    """What the hidden form costs, and how well the model says so."""
+    slower = [step.seconds / replace(step, hidden_tokens=0.0).predicted(cost) for step in steps]
+    errors = [abs(step.error(cost)) for step in steps]
+    return (
+        f"  hidden form: {cost.per_hidden_token:.4g} s per context token and step; a decode step "
+        f"takes {min(slower):.2f} to {max(slower):.2f} times as long; mean error of "
+        f"{len(steps)} steps {sum(errors) / len(errors):.1%}, worst {max(errors):.1%}"
+    )
 
 
 def describe(fit: Fit) -> str:

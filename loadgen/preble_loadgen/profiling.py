@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from preble.errors import ConfigError, PrebleError
-from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both
-from preble_loadgen.profile_plan import StepShape, plan_steps
-from preble_loadgen.profile_text import compare, describe
+from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both, with_hidden_form
+from preble_loadgen.profile_plan import StepShape, plan_hidden_steps, plan_steps
+from preble_loadgen.profile_text import compare, describe, describe_hidden
 from preble_loadgen.steady import steady_seconds
 from preble_loadgen.step_bench import StepBench
 from preble_worker.config import WorkerConfig
@@ -64,13 +64,18 @@ def run_profile(options: ProfileOptions) -> int:
         )
     bench = StepBench(loaded, clock=thread_time if options.cpu_time else perf_counter)
     steps = measure(bench, shapes, rounds=options.rounds)
+    hidden_shapes = plan_hidden_steps(loaded.scheduler)
+    hidden = measure(bench, hidden_shapes, rounds=options.rounds) if hidden_shapes else []
     name = f"{options.worker.model} on {_device(options.worker)}"
     fits = fit_both(steps, name=name, source=_source(options, len(steps)))
     console.print(compare(fits), highlight=False, soft_wrap=True)
-    console.print(describe(fits[0]), highlight=False, soft_wrap=True)
-    _plot(fits[0], options.plot)
+    fit = replace(fits[0], cost=with_hidden_form(fits[0].cost, hidden))
+    console.print(describe(fit), highlight=False, soft_wrap=True)
+    if hidden:
+        console.print(describe_hidden(fit.cost, hidden), highlight=False, soft_wrap=True)
+    _plot(fit, options.plot)
     console.print(f"residuals: {options.plot}", soft_wrap=True)
-    write(fits[0], options)
+    write(fit, options)
     console.print(f"cost model: {options.out}", soft_wrap=True)
     return 0
 

@@ -6,7 +6,8 @@ does not depend on their values.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from preble.page_keys import pack_tokens
 from preble.types import SamplingParams, WorkerRequest
 from preble_loadgen.fit import MeasuredStep
 from preble_loadgen.profile_plan import StepShape
-from preble_worker.batch import Batch, num_extra_products
+from preble_worker.batch import ALL_KV, Batch, num_extra_products
 from preble_worker.loaded import LoadedEngine
 from preble_worker.scheduler import LocalScheduler
 
@@ -57,7 +58,9 @@ class StepBench:
         begun_at = self._clock()
         batch = scheduler.schedule(now=0.0)
         assert batch is not None
-        scheduler.complete(batch, self._engine.run(batch), now=0.0)
+        with _in_form(batch, is_hidden=shape.is_hidden) as computed:
+            tokens = self._engine.run(computed)
+        scheduler.complete(batch, tokens, now=0.0)
         seconds = self._clock() - begun_at
         assert _is_of(batch, shape), "the step is another than planned"
         return MeasuredStep(
@@ -68,6 +71,7 @@ class StepBench:
             context_tokens=batch.context_tokens,
             seconds=seconds,
             products=num_extra_products(batch),
+            hidden_tokens=computed.hidden_tokens,
         )
 
     def _pretend(self, scheduler: LocalScheduler) -> None:
@@ -112,11 +116,32 @@ def _is_of(batch: Batch, shape: StepShape) -> bool:
     ) == sorted(shape.prefills)
 
 
+@contextmanager
+def _in_form(batch: Batch, *, is_hidden: bool) -> Iterator[Batch]:
+    """`batch`, its decodes' contexts in the hidden form if so wished.
+
+    The scheduler, which would choose that for reasons of its own, knows nothing of it: the pages
+    that it gave for keys and values have room for as many tokens in the hidden form and more.
+    """
+    if not is_hidden:
+        yield batch
+        return
+    hidden_from = batch.tables.hidden_from
+    hidden_from[batch.slots] = 0
+    yield replace(
+        batch,
+        hidden_tokens=int(batch.starts[: batch.num_decodes].sum()),
+        num_hidden_decodes=batch.num_decodes,
+    )
+    hidden_from[batch.slots] = ALL_KV
+
+
 def _typical(steps: Sequence[MeasuredStep]) -> MeasuredStep:
-    """Decodes grow by a token per step, so K and N are those of the mean step."""
+    """Decodes grow by a token per step, so K, H and N are those of the mean step."""
     return replace(
         steps[0],
         products=statistics.fmean(step.products for step in steps),
         context_tokens=statistics.fmean(step.context_tokens for step in steps),
+        hidden_tokens=statistics.fmean(step.hidden_tokens for step in steps),
         seconds=statistics.median(step.seconds for step in steps),
     )

@@ -11,6 +11,7 @@ status is 1. Nothing else should run on the device meanwhile.
   preble profile demo --device cpu --threads 1 --out demo-cpu.json
   preble profile Qwen/Qwen3-8B --device cuda:0 --out qwen3-8b.json
   preble profile demo --quick --out quick.json
+  preble profile meta-llama/Llama-2-7b-hf --device cuda --hidden-form --out llama-2-7b.json
 """
 
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def run(settings: ProfileSettings) -> int:
                 kv_cache_tokens=settings.kv_cache_tokens,
                 max_batch_tokens=settings.max_num_batched_tokens,
                 max_sequences=settings.max_num_seqs,
+                kv_tiers=("hidden",) if settings.hidden_form else (),
                 cost_model=settings.cost_model,
             ),
             out=settings.out,
