@@ -237,7 +237,8 @@ def _keep(runner: Runner[C]) -> Job:
 def _upgrade(runner: Runner[C], forms: tuple[Form, ...]) -> Job:
     """What is won by leaving the hidden form, for the pages that it takes more."""
     hidden = forms[0]
-    return Job(hidden.drag * runner.pages, _weight((1.0 - hidden.share) * runner.pages), (FULL,))
+    weight = _weight((1.0 - hidden.share) * runner.pages)
+    return Job(hidden.drag * runner.pages, weight, (FULL,), places=0)
 
 
 def _planned(candidate: Candidate) -> tuple[float, float]:

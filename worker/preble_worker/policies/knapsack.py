@@ -35,11 +35,13 @@ class Job:
         worth: seconds; what it is worth to run it at full precision.
         pages: that it takes at full precision, more than 0.
         forms: those it can have, smallest share first.
+        places: that it takes, 0 if it has one already.
     """
 
     worth: float
     pages: float
     forms: tuple[Form, ...]
+    places: int = 1
 
     def weight(self, form: Form) -> float:
         return form.share * self.pages
@@ -51,7 +53,7 @@ class Job:
 class Increment(NamedTuple):
     """Job `job` in `form` instead of the form `below`, None for not at all.
 
-    `density` is `value` per `weight`.
+    `density` is `value` per `weight`, `places` those that it takes more.
     """
 
     job: int
@@ -60,6 +62,7 @@ class Increment(NamedTuple):
     value: float
     weight: float
     density: float
+    places: int
 
 
 Choice = dict[int, Form]
@@ -85,13 +88,14 @@ def increments(number: int, job: Job, budget: float) -> list[Increment]:
             if found and density >= found[-1].density:
                 found.pop()
                 continue
-            found.append(Increment(number, below, form, value, weight, density))
+            places = 0 if found else job.places
+            found.append(Increment(number, below, form, value, weight, density, places))
             break
     return found
 
 
 def choose(jobs: Sequence[Job], *, pages: float, count: int) -> Choice:
-    """Forms of the jobs to run, of at most `pages` together and `count` in number.
+    """Forms of the jobs to run, with at most `pages` and `count` places together.
 
     Where `count` does not bind, their value is at least half of what is possible.
     """
@@ -102,9 +106,10 @@ def choose(jobs: Sequence[Job], *, pages: float, count: int) -> Choice:
         return taken
     alone: Choice = {critical.job: critical.form}
     left = pages - jobs[critical.job].weight(critical.form)
-    alone, _ = _take(steps, alone, left, count - 1, pass_over=True)
+    alone, _ = _take(steps, alone, left, count - jobs[critical.job].places, pass_over=True)
     left = pages - sum(jobs[number].weight(form) for number, form in taken.items())
-    taken, _ = _take(steps, taken, left, count - len(taken), pass_over=True)
+    count -= sum(jobs[number].places for number in taken)
+    taken, _ = _take(steps, taken, left, count, pass_over=True)
     return max(taken, alone, key=lambda choice: value_of(choice, jobs))
 
 
@@ -116,8 +121,7 @@ def _take(
     """
     chosen = dict(chosen)
     for step in steps:
-        is_new = step.below is None
-        if chosen.get(step.job) is not step.below or (is_new and count <= 0):
+        if chosen.get(step.job) is not step.below or count < step.places:
             continue
         if step.weight > pages:
             if pass_over:
@@ -125,7 +129,7 @@ def _take(
             return chosen, step
         chosen[step.job] = step.form
         pages -= step.weight
-        count -= is_new
+        count -= step.places
     return chosen, None
 
 
