@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from vopr.routers import Router, RouterHost
+from vopr.routers import LEEWAY_SECONDS, SLOW_READER_SECONDS, Router, RouterHost
 from vopr.violation import Violation
 from vopr.workers import VOCAB_SIZE
 
@@ -19,9 +19,11 @@ from preble.errors import (
 from preble.page_keys import TOKEN_BYTES, pack_tokens
 from preble.types import FinishReason, SamplingParams
 from preble_router.generation import Generation, GenerationRequest
+from preble_router.slow_readers import CHECK_SECONDS
 from preble_worker.simulated_tokens import simulated_tokens
 
 MOST_TRIES = 40
+MOST_UNREAD_SECONDS = SLOW_READER_SECONDS + 2 * CHECK_SECONDS + 2 * LEEWAY_SECONDS
 
 
 class Manner(Enum):
@@ -64,7 +66,7 @@ def make_asks(rng: random.Random, *, count: int, begin: float, seconds: float) -
             Ask(
                 name=f"q{i}",
                 prompt=pack_tokens(rng.choice(heads) + own),
-                max_tokens=rng.choice((1, 6, 15, 30, 60)),
+                max_tokens=rng.choice((1, 6, 15, 30, 60)) if manner is not Manner.STALLS else 300,
                 seed=rng.getrandbits(32),
                 at=begin + at,
                 manner=manner,
@@ -159,10 +161,22 @@ class Client:
                 raise Violation(f"{generation.request_id} got tokens that are not the oracle's")
             if self.ask.manner is Manner.GIVES_UP and len(tokens) > most * TOKEN_BYTES:
                 generation.cancel()
-            if stalls and len(tokens) > most * TOKEN_BYTES:
+            if stalls:
                 stalls = False
-                await asyncio.sleep(10.0 * self.ask.patience)
+                await self._stall(generation)
         if reason is FinishReason.LENGTH and tokens != self._whole:
             raise Violation(f"{generation.request_id} ended without all of its tokens")
         assert reason in (FinishReason.LENGTH, FinishReason.CANCELLED), reason
         return str(reason)
+
+    async def _stall(self, generation: Generation) -> None:
+        """Reads nothing for a while; the router need not put up with that for ever."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + 1.5 * MOST_UNREAD_SECONDS * self.ask.patience
+        unread_since = None
+        while loop.time() < until and not generation.done:
+            await asyncio.sleep(0.25)
+            if generation.num_unread_bytes and unread_since is None:
+                unread_since = loop.time()
+            if unread_since is not None and loop.time() - unread_since > MOST_UNREAD_SECONDS:
+                raise Violation(f"{generation.request_id} is not read, and not cut off")

@@ -49,6 +49,17 @@ async def cascade(world: "World", rng: random.Random) -> None:
             await asyncio.sleep(rng.uniform(0.05, 0.3))
 
 
+async def storm(world: "World", rng: random.Random) -> None:
+    """Each worker dies as soon as it has a few requests, for a while."""
+    world.tell("fault: storm")
+    for _ in range(60):
+        for host in world.hosts:
+            if host.process is not None and host.process.scheduler.num_live > 2:
+                host.restart_seconds = 0.02
+                host.kill()
+        await asyncio.sleep(0.1)
+
+
 async def hang(world: "World", rng: random.Random) -> None:
     """A step never ends, or much too late; the service answers."""
     process = _some_process(world, rng)

@@ -119,7 +119,9 @@ class Network:
         """What becomes of a message from `address`."""
         waiting = self.mangles.get(address)
         if waiting and isinstance(message, pb.WorkerMessage):
-            instead = waiting[0](message)
+            original = pb.WorkerMessage()
+            original.CopyFrom(message)
+            instead = waiting[0](original)
             if instead is not None:
                 waiting.popleft()
                 return list(instead)
@@ -192,8 +194,10 @@ class Wire:
 
     Attributes:
         heard_at: when the router last read a message. announced_seconds: of the step to come.
+        draining_since: when the router first read that the worker drains.
         disturbed_at: when it was last blocked, or time jumped.
         is_given_up: the router has cancelled it, which the worker may not know yet.
+        was_broken: by the worker, the network or a wrong message; not by the router's own will.
         is_over: nothing arrives any more, on either side.
     """
 
@@ -203,8 +207,10 @@ class Wire:
         self.address = address
         self.is_over = False
         self.is_given_up = False
+        self.was_broken = False
         self.heard_at = self.disturbed_at = asyncio.get_running_loop().time()
         self.announced_seconds = 0.0
+        self.draining_since = float("inf")
         self.worker_id = ""
         self.epoch = 0
         self._to_router = Inbox()
@@ -259,6 +265,11 @@ class Wire:
         """Whether the router reads here what the process of that epoch says."""
         return self.epoch == epoch and not (self.is_over or self.is_given_up)
 
+    @property
+    def is_blocked(self) -> bool:
+        """In either direction."""
+        return self._blocked_since is not None
+
     # The worker's side.
 
     def __aiter__(self) -> "Wire":
@@ -277,6 +288,7 @@ class Wire:
             self._up.put(message)
 
     def handler_done(self, task: "asyncio.Task[None]") -> None:
+        self.was_broken = True
         if task.cancelled():
             self.send_up(Ended(grpc.StatusCode.CANCELLED, "the worker cancelled the call"))
             return
@@ -292,6 +304,7 @@ class Wire:
 
     def sever(self, reason: str) -> None:
         """Both sides see at once that it is broken."""
+        self.was_broken = True
         if not self.is_over:
             self._to_router.replace_by(Ended(grpc.StatusCode.UNAVAILABLE, reason))
             self._end()
@@ -322,7 +335,9 @@ class Wire:
             self._handler.cancel()
 
     def _arrive_up(self, item: Any) -> None:
-        for each in self.network.apply_mangle(self.address, item):
+        instead = self.network.apply_mangle(self.address, item)
+        self.was_broken |= instead != [item]
+        for each in instead:
             self._to_router.put(each)
 
     def _arrive_down(self, item: Any) -> None:

@@ -24,7 +24,7 @@ TAKEOVER_SECONDS = 5.0
 SILENCE_SECONDS = 2.0
 MAX_ATTEMPTS = 3
 MAX_LIVE = 64
-SLOW_READER_SECONDS = 4.0
+SLOW_READER_SECONDS = 1.0
 LEEWAY_SECONDS = 0.3
 """What a limit may be overstepped by: a few ticks."""
 GHOST_SECONDS = 1.0
@@ -58,6 +58,7 @@ class Router:
         self._placed_again: deque[float] = deque()
         self._accepted_at: deque[float] = deque()
         self._attempts: dict[str, int] = {}
+        self._linked: dict[str, tuple[int, Wire | None]] = {}
         scheduler = GlobalScheduler(
             make_policy(policy),
             rng=random.Random(rng.getrandbits(32)),
@@ -114,6 +115,8 @@ class Router:
     def submitted(self, wire: Wire, submit: pb.Submit) -> None:
         now = self._loop.time()
         self._check_attempt(submit, now)
+        if wire.draining_since < now:
+            raise Violation(f"{submit.request_id} was sent to {wire}, which drains")
         sessions = self.dispatcher.membership.sessions.values()
         silent = [w for w in map(self.wire_to, sessions) if w is not None and self._is_mute(w)]
         if wire in silent and len(silent) <= max(1, len(sessions) // 2):
@@ -154,6 +157,8 @@ class Router:
             case "step":
                 step = message.step
                 wire.announced_seconds = step.next_step_seconds
+                if step.phase == pb.PHASE_DRAINING:
+                    wire.draining_since = min(wire.draining_since, wire.heard_at)
                 if step.HasField("cache"):
                     feed.batch(step.cache)
                 self._check_ghosts(wire, step)
@@ -167,7 +172,7 @@ class Router:
                 continue
             ended_at = self.ended_at.setdefault((output.request_id, output.attempt), now)
             since = max(ended_at, wire.disturbed_at, self._loop.jumped_at)  # type: ignore[attr-defined]
-            if now - since > GHOST_SECONDS:
+            if now - since > GHOST_SECONDS and not wire.is_blocked:
                 raise Violation(f"{wire} still computes {output.request_id}, which ended long ago")
 
     # Invariants.
@@ -198,8 +203,22 @@ class Router:
             raise Violation("sessions list requests that are not placed there")
         if dispatcher.scheduler.tree_summary().live_requests != num_placed:
             raise Violation("the books do not hold exactly the placed requests")
+        self._check_epochs(now)
         if self.accepted != len(attempts.live) + attempts.outcomes.total():
             raise Violation("a request ended twice or never")
+
+    def _check_epochs(self, now: float) -> None:
+        """No process takes the name of a newer one that is well."""
+        for worker_id, session in self.dispatcher.membership.sessions.items():
+            epoch = session.spec.epoch
+            former = self._linked.get(worker_id)
+            if former is not None and former[0] == epoch:
+                continue
+            if former is not None and former[1] is not None and epoch < former[0]:
+                wire = former[1]
+                if not wire.was_broken and not wire.is_blocked and now - wire.heard_at < 1.0:
+                    raise Violation(f"{worker_id} is replaced by an older process")
+            self._linked[worker_id] = epoch, self.wire_to(session)
 
     def check_deeply(self) -> None:
         """Books, tree and table; marks that should have expired; who is silent and not suspect."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from vopr.network import Network, Wire
+from vopr.violation import Violation
 
 from preble.cost import CostModel
 from preble.types import WorkerSpec
@@ -47,6 +48,8 @@ COST = CostModel(
     per_context_token=0.0,
 )
 DRAIN_SECONDS = 4.0
+HOPELESS = 3
+"""Workers that one request may bring down before a router refuses it."""
 
 
 class EngineBroke(Exception):
@@ -64,6 +67,7 @@ class Cluster:
         self.network = network
         self.rng = rng
         self.tell = tell
+        self.num_poisoned = 0
         self.poisonous: set[int] = set()  # prompt hashes that bring an engine down
         self.announce: Callable[[str, str], str | None] = lambda router, address: None
         self.router_names: tuple[str, ...] = ()
@@ -165,6 +169,7 @@ class Process:
             clock=host.clock,
         )
         self._engine = SimulatedEngine(COST, VOCAB_SIZE, time_scale=0.0)
+        self._orphans: set[str] = set()
         self._wakeup = asyncio.Event()
         self._runs = asyncio.Event()
         self._runs.set()
@@ -209,9 +214,17 @@ class Process:
                 task.cancel()
 
     def check(self) -> None:
-        """Assert what production's own checks assert."""
+        """Assert what production asserts, and that it computes for no router that is gone.
+
+        To be called once a second or less often.
+        """
         self.scheduler.check()
         self.service._book.check()
+        orphans = self.scheduler._outbox.live.keys() - self.service._book._owners.keys()
+        is_slow = self.hangs or self.host.slowness > 1.0
+        if not is_slow and (left := orphans & self._orphans):
+            raise Violation(f"{self.address} computes for nobody: {sorted(left)}")
+        self._orphans = set() if is_slow else orphans
 
     @property
     def is_idle(self) -> bool:
@@ -255,6 +268,9 @@ class Process:
         host = self.host
         if not host.cluster.poisonous.isdisjoint(batch.tables.prompt_hash[batch.slots].tolist()):
             host.cluster.tell("poisoned", host.name)
+            host.cluster.num_poisoned += 1
+            if host.cluster.num_poisoned > HOPELESS * len(host.cluster.router_names):
+                raise Violation("the same request brings down one worker after the other")
             raise Died
         if host.failing_steps:
             host.failing_steps -= 1

@@ -7,12 +7,13 @@ import random
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import xxhash
 from vopr.clients import Client, make_asks
-from vopr.faults import Fault, draw_faults
+from vopr.faults import Fault, draw_faults, storm
 from vopr.network import Network, Wire
 from vopr.routers import Router, RouterHost
 from vopr.violation import Violation
@@ -77,7 +78,7 @@ class World:
             num_pages=rng.choice((40, 80, 300)),
             max_batch_tokens=rng.choice((64, 256)),
             max_sequences=rng.choice((4, 16)),
-            context_tokens=400,
+            context_tokens=600,
             policy=rng.choice(LOCAL_POLICIES),
         )
         self.hosts = [Host(f"w{i}", cluster, config=config) for i in range(rng.choice((3, 4, 5)))]
@@ -86,12 +87,18 @@ class World:
         self._policy = rng.choice(ROUTING_POLICIES)
         self._expected_seconds = rng.choice((1.0, 10.0))
         self._statics = tuple(h.address for h in self.hosts[: rng.randrange(len(self.hosts) + 1)])
+        is_storm = rng.random() < 0.05
         asks = make_asks(
-            rng, count=rng.choice((10, 18, 30)), begin=loop.time() + 1.0, seconds=BUSY_SECONDS
+            rng,
+            count=60 if is_storm else rng.choice((8, 16, 28)),
+            begin=loop.time() + 1.0,
+            seconds=0.5 if is_storm else BUSY_SECONDS,
         )
         cluster.poisonous = {xxhash.xxh3_64_intdigest(a.prompt) for a in asks if a.is_poisonous}
         self.clients = [Client(ask, self._rng(f"client {ask.name}")) for ask in asks]
         self.faults: list[Fault] = draw_faults(self._rng("faults"))
+        if is_storm:
+            self.faults.append(storm)
         self._deep_at = 0.0
         loop.before_time_passes = self._end_of_instant
         loop.set_exception_handler(self._escaped)
@@ -125,7 +132,6 @@ class World:
                 raise Violation(f"{HEALING_SECONDS:g} s after the last fault: {unhealthy}")
             await asyncio.sleep(0.25)
         self.tell("all is healthy")
-        self._check_deeply()
         self._check_nothing_is_left()
         await self._close()
 
@@ -197,7 +203,8 @@ class World:
         submit = message.submit
         self.tell(wire, "<- submit", submit.request_id, submit.attempt, submit.num_delivered)
         if (router := self._router(wire)) is not None:
-            router.submitted(wire, submit)
+            with self._noting():
+                router.submitted(wire, submit)
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         self.num_steps += 1
@@ -208,7 +215,16 @@ class World:
         elif not message.HasField("step"):
             self.tell(wire, "->", message.WhichOneof("message"))
         if (router := self._router(wire)) is not None:
-            router.heard(wire, message)
+            with self._noting():
+                router.heard(wire, message)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """A violation that shows in the middle of production's code is none of its business."""
+        try:
+            yield
+        except Violation as error:
+            self.violated(error)
 
     def _router(self, wire: Wire) -> Router | None:
         return next(host.router for host in self.routers if host.name == wire.router)
