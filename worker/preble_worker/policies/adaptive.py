@@ -186,14 +186,15 @@ def _by_hope(
     in_time: list[tuple[float, int, Prospect[C]]] = []
     late: list[tuple[float, int, Prospect[C]]] = []
     for number, p in enumerate(waiting):
-        pending, slo = p.pending_seconds, p.slo_seconds
+        pending, slo, pages = p.pending_seconds, p.slo_seconds, p.pages
+        weight = pages if pages > 0.5 else 0.5
         whole = pending + p.first_seconds
         if pending >= PIN_AFTER_SLOS * slo:
             pinned.append(p)
         elif p.can_wait or whole > slo:
-            late.append((-_late_worth(p) / _weight(p.pages), number, p))
+            late.append((-_late_worth(p) / weight, number, p))
         else:
-            in_time.append((-whole / _weight(p.pages), number, p))
+            in_time.append((-whole / weight, number, p))
     pinned.sort(key=lambda p: p.candidate.arrived_at)
     in_time.sort()
     late.sort()
@@ -213,11 +214,10 @@ def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> lis
 
 def _best_of(late: list[Prospect[C]], pages: float, count: int) -> list[tuple[C, bool]]:
     """Of those with nothing to win, with what room is left, at full precision."""
-    if count <= 0 or all(p.pages > pages for p in late):
-        return []
-    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,)) for p in late]
+    small = [p for p in late if p.pages <= pages] if count > 0 else []
+    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,)) for p in small]
     choice = choose(jobs, pages=pages, count=count)
-    return [(p.candidate, False) for number, p in enumerate(late) if number in choice]
+    return [(p.candidate, False) for number, p in enumerate(small) if number in choice]
 
 
 def _late_worth(prospect: Prospect[C]) -> float:

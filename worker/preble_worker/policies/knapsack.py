@@ -73,11 +73,11 @@ def increments(number: int, job: Job, budget: float) -> list[Increment]:
     """The envelope of `job` among the forms that fit `budget`: falling density, rising weight."""
     found: list[Increment] = []
     for form in job.forms:
-        whole = job.weight(form)
+        whole = form.share * job.pages
         if whole > budget:
             break
         while True:
-            below, value, weight = None, job.value(form), whole
+            below, value, weight = None, job.worth - form.drag * job.pages, whole
             if found:
                 below = found[-1].form
                 value -= job.value(below)
