@@ -54,6 +54,8 @@ _log = logging.getLogger(__name__)
 TAKEOVER_SECONDS = 5.0
 """How long a request that lost its worker waits for one that can take it over."""
 TICK_SECONDS = 0.05
+HEARTBEAT_SECONDS = 0.5
+"""An idle worker reports at least so often."""
 
 
 class Dispatcher:
@@ -335,7 +337,12 @@ class Dispatcher:
             self.attempts.go_on(generation, worker_gone(generation), now)
 
     def _blame(self, session: Session, running: list[Generation], now: float) -> None:
-        """The process failed; those with the least output are tried first elsewhere."""
+        """The process failed; those with the least output are tried first elsewhere.
+
+        Who came when it had been silent for longer than an idle worker is has not done it.
+        """
+        silent_since = now - session.liveness.silent_seconds(now=now) + HEARTBEAT_SECONDS
+        running = [each for each in running if each.placed_at <= silent_since]
         running.sort(key=lambda generation: generation.attempt_output_tokens)
         self.attempts.blame(f"{session.worker_id}/{session.spec.epoch}", running, now)
 

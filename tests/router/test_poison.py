@@ -182,6 +182,26 @@ async def test_choices_of_a_poisoned_prompt_are_tried_one_at_a_time() -> None:
             await worker.stop()
 
 
+async def test_who_comes_to_a_worker_that_is_silent_already_has_not_silenced_it() -> None:
+    """As when a network breaks: two workers stop speaking, one is noticed before the other."""
+    workers = [FakeWorker(f"w{i}") for i in range(4)]
+    async with cluster(*workers, silence_seconds=1.0) as dispatcher:
+        requests = [
+            generation_request(f"q{i}", tokens=pack_tokens([i] * 20), max_tokens=600)
+            for i in range(4)
+        ]
+        generations = [dispatcher.start(request) for request in requests]
+        tasks = [asyncio.create_task(assert_exact(each)) for each in generations]
+        await until(lambda: all(each.num_output_tokens for each in generations))
+        workers[0].faults.silent = True
+        await asyncio.sleep(0.2)
+        workers[1].faults.silent = True
+        await until(lambda: generations[0].num_failures == 2)
+        assert "q0" in {submit.request_id for submit in workers[1].submits}
+        await asyncio.gather(*tasks)
+        assert not dispatcher.attempts.poison.has_poisoned
+
+
 async def test_a_drained_worker_leaves_no_suspects() -> None:
     leaving, other = FakeWorker("w0"), FakeWorker("w1")
     async with cluster(leaving, other) as dispatcher:
