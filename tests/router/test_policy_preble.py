@@ -149,6 +149,20 @@ def test_a_busy_time_makes_fewer_copies_than_an_idle_one() -> None:
     assert delay_of(40) > 3 * delay_of(10) > 0.0
 
 
+def test_a_queue_empties_later_while_more_prefill_comes() -> None:
+    def delay_of(prompt_pages: int) -> float:
+        scheduler = synced_scheduler(Preble(PrebleWeights(evict=0.0)), ["a", "b"])
+        for index in range(40):
+            scheduler.place(route(f"r{index}", pages(RNG, prompt_pages)), now=index * 0.1)
+            scheduler.observe(RequestFinished(f"r{index}", 1, 5), now=index * 0.1)
+        terms = explained(scheduler, PATH, 4.0)["a"]
+        return terms["delay"] / terms["own"] / (terms["wait"] + terms["own"])
+
+    idle, busy, swamped = delay_of(1), delay_of(40), delay_of(1000)
+    assert 1.1 * idle < busy < swamped
+    assert swamped == pytest.approx(idle * 2.0, rel=0.1)  # and not without bound
+
+
 def test_equals_are_drawn_by_lot_not_by_order() -> None:
     first = set()
     for seed in range(30):

@@ -4,7 +4,8 @@
     own      its prefill, given what the worker has cached
     evict    recomputing, later, what the worker must drop to fit it
     delay    what own and evict cost others: whoever comes to that worker before its queue is empty
-             again, so as many as come to a worker in (wait + own + evict), waits that much longer
+             again waits that much longer; that takes (wait + own + evict) / (1 - busy), as prefills
+             go on coming that keep it busy for this share of its time (M/G/1, busy period)
     stall    decodes there that its prefill holds up
     decode   its own decode in the steps there, and what it adds to the others' steps
     plan     credit for making a copy that the plan misses: what the copied part adds to own, delay
@@ -16,8 +17,9 @@ where a prefix begins there its later requests will go, and then by lot, so that
 everybody's first choice.
 
 `delay` is what makes affinity grow with load and with the length of a prefix, yet not towards a
-worker whose queue is long while another is idle. Its weight is more than 1 because a queue near
-saturation empties more slowly than its work alone would take, and because answers go on after it.
+worker whose queue is long while another is idle. Where prefill needs little of the workers' time,
+queues empty soon, and decodes decide. Its weight is more than 1 because a copy also costs later, by
+what it drives out and by the family that it parts, and because answers go on after a queue.
 The weights of `delay` and `stall` were chosen by simulation.
 """
 
@@ -39,6 +41,8 @@ from preble_router.worker_table import Column, WorkerTable
 
 TIE = 0.02
 """Cost models are not better than that."""
+BUSY_MAX = 0.5
+"""Share of a worker's time that prefill is taken to need at most; at 1 no queue would empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ class PrebleWeights:
 
     wait: float = 1.0
     own: float = 1.0
-    delay: float = 8.0
+    delay: float = 4.0
     stall: float = 0.05
     decode: float = 1.0
     evict: float = 1.0
@@ -128,9 +132,11 @@ class Preble(RoutingPolicy):
 
     def _delay(self, candidates: Candidates, work: Column) -> Column:
         """Requests that each second of `work` delays, per worker, times the weight."""
-        to_each = self._arrivals.per_second(candidates.now) / len(candidates.open_slots)
+        num_workers = len(candidates.open_slots)
+        requests, prefill = self._arrivals.per_second(candidates.now)
+        idle = 1.0 - min(prefill / num_workers, BUSY_MAX)
         delay: Column = candidates.table.wait_seconds + work
-        delay *= self.weights.delay * to_each
+        delay *= self.weights.delay * requests / num_workers / idle
         return delay
 
     def _own(self, candidates: Candidates) -> Column:
@@ -173,7 +179,7 @@ class Preble(RoutingPolicy):
         step_share = float(table.decode_seconds[slot] / table.num_requests[slot])
         seconds = prefill + booking.predicted_output_tokens * step_share
         self._work.add(slot, seconds, now=candidates.now)
-        self._arrivals.count(candidates.now)
+        self._arrivals.count(candidates.now, prefill)
         self._plan.placed(booking, path_end)
 
     def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
