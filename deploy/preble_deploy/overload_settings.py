@@ -35,6 +35,12 @@ class OverloadOptions(Settings):
         "output, is cut off and its worker freed; 0 for never.",
     )
 
+    max_tree_pages: Annotated[int, Field(ge=1), Flag(metavar="PAGES", panel=OVERLOAD)] = Field(
+        1 << 24,
+        description="Cache pages of which the router knows who holds them, about 100 bytes each. "
+        "Beyond it, it forgets what nobody holds, then what was used long ago.",
+    )
+
     @property
     def overload_config(self) -> dict[str, Any]:
         """These options as fields of `RouterConfig`."""
@@ -42,4 +48,5 @@ class OverloadOptions(Settings):
             "max_queue_seconds": self.max_queue_seconds,
             "default_timeout_seconds": self.default_timeout,
             "slow_reader_seconds": self.slow_reader_seconds,
+            "max_tree_pages": self.max_tree_pages,
         }

@@ -24,7 +24,10 @@ from preble.events import CacheEvent, Evicted, Stored
 from preble.page_keys import KEY_BYTES, key_sum
 from preble.prefix_tree import PrefixTree
 from preble_router.residence import ClusterMatch, ClusterNode, Residence, check_node, slots_of
+from preble_router.tree_limit import make_room
 
+MAX_TREE_PAGES = 1 << 24
+"""268 million tokens: of 600 workers with 400,000 tokens each that have nothing in common."""
 KEY_SUM_MASK = (1 << 64) - 1
 _FEW_SLOTS = 8
 """Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
@@ -35,14 +38,19 @@ class ClusterTree:
 
     A worker's nodes are touched leaf first, so that a node is always more recent than what hangs
     below it, as in the worker's own cache.
+
+    Attributes:
+        max_pages: it never has more; what does not fit is not known.
     """
 
-    def __init__(self, page_tokens: int) -> None:
+    def __init__(self, page_tokens: int, *, max_pages: int = MAX_TREE_PAGES) -> None:
         self.page_tokens = page_tokens
+        self.max_pages = max_pages
         self._tree: PrefixTree[Residence] = PrefixTree(KEY_BYTES, lambda num_pages: Residence())
         self._held: list[OrderedDict[ClusterNode, None]] = []
         self._held_pages: list[int] = []
         self._key_sums: list[int] = []
+        self._partial: set[int] = set()
         self._uses: deque[tuple[float, ClusterNode]] = deque()
 
     @property
@@ -52,6 +60,10 @@ class ClusterTree:
     @property
     def num_pages(self) -> int:
         return self._tree.num_pages
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._held)
 
     # Queries
 
@@ -91,6 +103,10 @@ class ClusterTree:
         """(pages, sum of page keys) that `slot` holds, to compare with the worker's own."""
         return self._held_pages[slot], self._key_sums[slot]
 
+    def is_partial(self, slot: int) -> bool:
+        """`slot` holds more than is known of it, because the tree was full."""
+        return slot in self._partial
+
     def num_tokens(self, node: ClusterNode) -> int:
         """Prompt tokens that the pages of `node` hold."""
         return len(node.edge) // KEY_BYTES * self.page_tokens
@@ -128,7 +144,12 @@ class ClusterTree:
         """`slot` holds all of `path`."""
         bit = 1 << slot
         held = self._held[slot]
-        nodes = self._cover(path, self._tree.match(path))
+        match = self._tree.match(path)
+        if self._is_too_long(path, match):
+            whole, (path, match) = path, self._fit(path)
+            if path != whole:
+                self.mark_partial(slot)
+        nodes = self._cover(path, match)
         num_new = 0
         for node in reversed(nodes):
             residence = node.payload
@@ -182,12 +203,17 @@ class ClusterTree:
             self._join_only_child(top)
             self._join_only_child(above)
 
+    def mark_partial(self, slot: int) -> None:
+        """Of what `slot` holds, something is not in the tree."""
+        self._partial.add(slot)
+
     def forget(self, slot: int) -> None:
         """`slot` holds nothing any more. Expectations are withdrawn by whoever made them."""
         bit = 1 << slot
         held = self._held[slot]
         self._held[slot] = OrderedDict()
         self._held_pages[slot] = self._key_sums[slot] = 0
+        self._partial.discard(slot)
         for node in held:
             residence = node.payload
             residence.holders &= ~bit
@@ -210,9 +236,11 @@ class ClusterTree:
     def place(self, slot: int, path: bytes, match: ClusterMatch, *, now: float) -> ClusterNode:
         """A request for `path` was routed to `slot`: it uses the path, and will make it warm.
 
-        `match` is that of `path`, and is used up. Returns the node that ends `path`, by which
-        `withdraw` finds its way back.
+        `match` is that of `path`, and is used up. Returns the node that ends `path`, or as much of
+        it as there is room for, by which `withdraw` finds its way back.
         """
+        if self._is_too_long(path, match):
+            path, match = self._fit(path)
         bit = 1 << slot
         held = self._held[slot]
         nodes = self._cover(path, match)
@@ -263,6 +291,7 @@ class ClusterTree:
     def check(self) -> None:
         """Assert every invariant; cost grows with the tree, for tests."""
         self._tree.check()
+        assert self._tree.num_pages <= self.max_pages
         held: list[set[ClusterNode]] = [set() for _ in self._held]
         ends: dict[ClusterNode, int] = {}
         for _, end in self._uses:
@@ -289,6 +318,21 @@ class ClusterTree:
             assert node.payload.expected == expected
 
     # Steps
+
+    def _is_too_long(self, path: bytes, match: ClusterMatch) -> bool:
+        num_new = len(path) // KEY_BYTES - match.num_pages
+        return self._tree.num_pages + num_new > self.max_pages
+
+    def _fit(self, path: bytes) -> tuple[bytes, ClusterMatch]:
+        """As much of `path` as fits after room was made for it, and its match."""
+        num_pages = len(path) // KEY_BYTES
+        make_room(self, num_pages - self._tree.match(path).num_pages)
+        match = self._tree.match(path)
+        most = match.num_pages + self.max_pages - self._tree.num_pages
+        if num_pages > most:
+            path = path[: most * KEY_BYTES]
+            match = self._tree.match(path)
+        return path, match
 
     def _cover(self, path: bytes, match: ClusterMatch) -> list[ClusterNode]:
         """Nodes that cover exactly `path`; a node this splits is entered for its holders."""

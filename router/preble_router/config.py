@@ -20,6 +20,8 @@ class RouterConfig:
         length_embedder: directory of a sentence encoder, by which `retrieval` finds similar
             prompts; None for hashed n-grams.
         page_tokens: tokens per page of its prefix tree; workers with other pages are not used.
+        max_tree_pages: pages of which it knows who holds them; beyond it, what was used long ago is
+            forgotten.
         max_live_requests: requests accepted and not ended; beyond it 429.
         max_queue_seconds: a request whose first token is predicted to take longer is refused with
             429; 0 for no limit.
@@ -51,6 +53,7 @@ class RouterConfig:
     length_predictor: str = "mean"
     length_embedder: Path | None = None
     page_tokens: int = 16
+    max_tree_pages: int = 1 << 24
     max_live_requests: int = 4096
     max_queue_seconds: float = 0.0
     default_timeout_seconds: float = 0.0

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from preble.events import CacheEvent
-from preble_router.cluster_tree import ClusterTree
+from preble_router.cluster_tree import MAX_TREE_PAGES, ClusterTree
 from preble_router.worker_table import Column, WorkerTable
 
 
 class HostTree:
     """Slots as in the tree of the devices."""
 
-    def __init__(self, page_tokens: int) -> None:
-        self._tree = ClusterTree(page_tokens)
+    def __init__(self, page_tokens: int, *, max_pages: int = MAX_TREE_PAGES) -> None:
+        self._tree = ClusterTree(page_tokens, max_pages=max_pages)
 
     def add_slot(self) -> None:
         """A new slot that holds nothing."""

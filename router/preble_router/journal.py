@@ -23,6 +23,7 @@ from preble.errors import NoWorkers, Overloaded, PeerError
 from preble.events import CacheEvents, CacheSnapshot, Evicted, Stored
 from preble.types import LoadReport, WorkerSpec
 from preble_router.booking import EXPECTED_SECONDS
+from preble_router.cluster_tree import MAX_TREE_PAGES
 from preble_router.policies import RoutingPolicy, make_policy
 from preble_router.scheduler import GlobalScheduler, Input
 from preble_router.stimuli import (
@@ -82,6 +83,7 @@ class Journal:
         page_tokens: int = 16,
         window_seconds: float = 180.0,
         expected_seconds: float = EXPECTED_SECONDS,
+        max_tree_pages: int = MAX_TREE_PAGES,
     ) -> GlobalScheduler:
         """A scheduler whose inputs are written from the first on."""
         version, state, gauss = rng.getstate()
@@ -89,6 +91,7 @@ class Journal:
             "page_tokens": page_tokens,
             "window_seconds": window_seconds,
             "expected_seconds": expected_seconds,
+            "max_tree_pages": max_tree_pages,
         }
         luck = [version, list(state), gauss]
         self._write({"scheduler": {"policy": policy.name, **options, "luck": luck}})
@@ -98,6 +101,7 @@ class Journal:
             page_tokens=page_tokens,
             window_seconds=window_seconds,
             expected_seconds=expected_seconds,
+            max_tree_pages=max_tree_pages,
             record=self,
         )
 

@@ -13,7 +13,7 @@ from preble.errors import PeerError
 from preble_router.admission import Admission
 from preble_router.booking import EXPECTED_SECONDS, Booking
 from preble_router.candidates import Candidates
-from preble_router.cluster_tree import ClusterTree
+from preble_router.cluster_tree import MAX_TREE_PAGES, ClusterTree
 from preble_router.cluster_worker import ClusterWorker
 from preble_router.event_feed import EventFeed
 from preble_router.host_tree import HostTree
@@ -60,6 +60,8 @@ class GlobalScheduler:
         page_tokens: tokens per page key; a worker with other pages is refused.
         window_seconds: how long a prefix that nobody holds is remembered after its last use.
         expected_seconds: how long at most a placed request makes its path count as cached.
+        max_tree_pages: of its view of the caches, and again of those in host memory; where it is
+            full, what was used long ago is no longer known.
         admission: refuses requests that would be too late, and counts them.
         record: is told every input with its time, and every placement; see `journal`.
     """
@@ -72,6 +74,7 @@ class GlobalScheduler:
         page_tokens: int = 16,
         window_seconds: float = 180.0,
         expected_seconds: float = EXPECTED_SECONDS,
+        max_tree_pages: int = MAX_TREE_PAGES,
         record: Record | None = None,
     ) -> None:
         self.page_tokens = page_tokens
@@ -81,8 +84,8 @@ class GlobalScheduler:
         self.admission = Admission()
         self._rng = rng
         self._record = record
-        self._tree = ClusterTree(page_tokens)
-        self._host_tree = HostTree(page_tokens)
+        self._tree = ClusterTree(page_tokens, max_pages=max_tree_pages)
+        self._host_tree = HostTree(page_tokens, max_pages=max_tree_pages)
         self._sync = TreeSync(self._tree, self._host_tree)
         self._table = WorkerTable()
         self._roster = Roster(self._table)

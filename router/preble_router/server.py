@@ -112,11 +112,12 @@ class RouterServer:
     def _make_scheduler(self) -> GlobalScheduler:
         config = self.config
         policy, rng = make_policy(config.policy), random.Random(config.seed)
+        page_tokens, most = config.page_tokens, config.max_tree_pages
         if config.journal is None:
-            return GlobalScheduler(policy, rng=rng, page_tokens=config.page_tokens)
+            return GlobalScheduler(policy, rng=rng, page_tokens=page_tokens, max_tree_pages=most)
         self._journal = JournalFile(config.journal)
         journal = Journal(self._journal.write)
-        return journal.start(policy, rng=rng, page_tokens=config.page_tokens)
+        return journal.start(policy, rng=rng, page_tokens=page_tokens, max_tree_pages=most)
 
     async def wait(self) -> None:
         """Returns when the router has stopped."""

@@ -9,6 +9,9 @@ from preble_router.host_tree import HostTree
 from preble_router.stimuli import RequestSnapshot
 from preble_router.tree_repair import bucket_digests, take_snapshot
 
+ROOM_SHARE = 0.9
+"""Of the tree's limit; a worker known in part is asked for the rest when that fits below."""
+
 
 class TreeSync:
     """Owns who must be asked, by worker id."""
@@ -38,8 +41,10 @@ class TreeSync:
     def compare(self, worker: ClusterWorker, load: LoadReport, *, now: float) -> None:
         """Its digest has come, as of its last batch."""
         said = (load.tree_pages, load.tree_key_sum)
-        worker.feed.receive_digest(agrees=self._tree.digest(worker.slot) == said, now=now)
-        self._note(worker)
+        agrees = self._tree.digest(worker.slot) == said
+        if agrees or not self._tree.is_partial(worker.slot) or self._has_room(worker, said[0]):
+            worker.feed.receive_digest(agrees=agrees, now=now)
+            self._note(worker)
 
     def next_ask_at(self) -> float | None:
         """When somebody must be asked."""
@@ -56,6 +61,11 @@ class TreeSync:
 
     def is_asking(self, worker: ClusterWorker) -> bool:
         return worker.spec.worker_id in self._asking
+
+    def _has_room(self, worker: ClusterWorker, num_pages: int) -> bool:
+        """For all that the worker holds, of which the tree knows only a part."""
+        num_missing = num_pages - self._tree.held_pages(worker.slot)
+        return self._tree.num_pages + num_missing < ROOM_SHARE * self._tree.max_pages
 
     def _request(self, worker: ClusterWorker) -> SnapshotRequest:
         feed = worker.feed
