@@ -101,6 +101,7 @@ class Attempts:
                 max_tokens=request.sampling.max_tokens - num_delivered,
                 attempt=generation.attempt + 1,
                 namespace=request.namespace,
+                tenant=request.tenant,
                 priority=request.priority,
                 start_by=self._config.start_by(now=now),
                 deadline_at=request.deadline_at,

@@ -71,7 +71,7 @@ class ClusterStatus:
     Attributes:
         outcomes: ended requests since the start, by finish reason or error code.
         placements: attempts since the start, by the kind of the policy's reason.
-        retries_total: attempts after the first.
+        retries_total: attempts after the first. retries_refused_total: those beyond the budget.
         refusals: requests refused for overload since the start, by what would have been exceeded.
         lengths: how good the predicted output lengths of the last requests were.
     """
@@ -87,6 +87,7 @@ class ClusterStatus:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     placements: Mapping[str, int] = field(default_factory=dict)
     retries_total: int = 0
+    retries_refused_total: int = 0
     refusals: Mapping[str, int] = field(default_factory=dict)
     lengths: Accuracy = field(default_factory=Accuracy)
 
@@ -125,6 +126,7 @@ def cluster_status(
         outcomes=dict(attempts.outcomes),
         placements=dict(attempts.placements),
         retries_total=attempts.retries_total,
+        retries_refused_total=attempts.budget.refused_total,
         refusals=dict(scheduler.admission.refusals),
         lengths=attempts.forecasts.accuracy(),
     )

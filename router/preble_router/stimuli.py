@@ -18,6 +18,7 @@ class RouteRequest:
             delivered output).
         num_tokens: length of that prompt in tokens.
         max_tokens: output tokens still allowed.
+        tenant: who is charged for it where tenants share workers fairly.
         predicted_output_tokens: of them, those that are expected; None lets the scheduler predict.
         excluded: workers that must not be chosen, e.g. those that failed it before.
         start_by, deadline_at: its first token, and its end, are no use later; None for any time.
@@ -30,6 +31,7 @@ class RouteRequest:
     max_tokens: int
     attempt: int = 1
     namespace: str = ""
+    tenant: str = ""
     priority: int = 0
     predicted_output_tokens: int | None = None
     excluded: frozenset[str] = frozenset()

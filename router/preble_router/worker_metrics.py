@@ -122,6 +122,11 @@ def _count_families(status: "ClusterStatus") -> Iterator[Metric]:
     yield CounterMetricFamily(
         "preble_router_retries", "Attempts after the first.", value=status.retries_total
     )
+    yield CounterMetricFamily(
+        "preble_router_retries_refused",
+        "Requests that broke off and were not placed again, since the budget for that was spent.",
+        value=status.retries_refused_total,
+    )
 
 
 def _length_families(status: "ClusterStatus") -> Iterator[Metric]:

@@ -276,6 +276,7 @@ class SimulatedRouter:
                 max_tokens=flight.stated_max_tokens - flight.num_output,
                 attempt=flight.attempt + 1,
                 namespace=flight.request.namespace,
+                tenant=flight.tenant,
                 predicted_output_tokens=flight.remaining_output_tokens,
                 excluded=self._excluded(flight),
                 start_by=self._agenda.now + patience if patience else None,

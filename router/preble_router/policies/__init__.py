@@ -9,6 +9,7 @@ from preble_router.policies.bounded_hash import BoundedHash
 from preble_router.policies.cache_aware import CacheAware
 from preble_router.policies.cache_aware_spill import CacheAwareSpill
 from preble_router.policies.cache_route import CacheRoute
+from preble_router.policies.d2lpm import DoubleDeficit
 from preble_router.policies.e2 import E2
 from preble_router.policies.kv_cost import KvCost
 from preble_router.policies.least_loaded import LeastLoaded
@@ -46,6 +47,7 @@ _POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
         PrefixRandom,
         RayPrefix,
         CacheRoute,
+        DoubleDeficit,
         E2,
         Preble,
     )

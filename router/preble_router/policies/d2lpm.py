@@ -1,0 +1,86 @@
+"""Double deficit longest prefix match (arXiv 2501.14312): locality, balanced for each tenant alone.
+
+A tenant has credit with every worker, and goes to the one with most of its prompt cached among
+those with which it has any; it pays there for the prompt tokens that have to be computed, and for
+its output. When it has credit nowhere, it gets a quantum everywhere. Which tenant is served first
+is the workers' business: their local policy is to be `dlpm`.
+
+Bound: what a tenant is charged by any two workers that are open to it all along differs by at most
+a quantum and one largest request.
+"""
+
+import random
+from collections import OrderedDict
+
+import numpy as np
+
+from preble.types import WorkerSpec
+from preble_router.booking import Booking
+from preble_router.candidates import Candidates, draw
+from preble_router.policies.policy import Choice, RoutingPolicy
+from preble_router.residence import ClusterNode
+from preble_router.worker_table import Column
+
+QUANTUM_TOKENS = 4096.0
+"""Credit with each worker that a tenant gets when it has none anywhere."""
+OUTPUT_WEIGHT = 2.0
+"""An output token in units of a prompt token that has to be computed."""
+MAX_TENANTS = 10_000
+"""More than that: who was placed longest ago is forgotten."""
+
+
+class DoubleDeficit(RoutingPolicy):
+    """
+    Attributes:
+        credit: in tokens per slot, by tenant, who was placed last at the end; negative for debts.
+    """
+
+    name = "d2lpm"
+
+    def __init__(self) -> None:
+        self.credit: OrderedDict[str, Column] = OrderedDict()
+        self._tenants: dict[str, str] = {}  # of live bookings, by request id
+
+    def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
+        credit = self._refilled(candidates)
+        slots = candidates.open_slots[credit[candidates.open_slots] > 0.0]
+        cached = candidates.cached_tokens[slots]
+        slots = slots[cached == cached.max()]
+        outstanding = candidates.table.outstanding_tokens[slots]
+        slot = draw(slots[outstanding == outstanding.min()], rng)
+        return Choice(slot, f"longest prefix with credit: {candidates.cached_tokens[slot]:.0f}")
+
+    def terms(self, candidates: Candidates) -> dict[str, Column]:
+        return {"credit": self._refilled(candidates)}
+
+    def _refilled(self, candidates: Candidates) -> Column:
+        """The tenant's credit, after as many quanta as it takes to have some that it can use."""
+        credit = np.zeros(candidates.table.num_slots)
+        known = self.credit.get(candidates.request.tenant)
+        if known is not None:
+            credit[: len(known)] = known
+        most = float(credit[candidates.open_slots].max())
+        if most <= 0.0:
+            credit += QUANTUM_TOKENS * (1.0 + -most // QUANTUM_TOKENS)
+        return credit
+
+    # Facts
+
+    def joined(self, slot: int, spec: WorkerSpec) -> None:
+        """Nobody owes the new worker anything."""
+        for credit in self.credit.values():
+            credit[slot : slot + 1] = 0.0
+
+    def placed(self, candidates: Candidates, booking: Booking, path_end: ClusterNode) -> None:
+        tenant = candidates.request.tenant
+        credit = self.credit[tenant] = self._refilled(candidates)
+        self.credit.move_to_end(tenant)
+        if len(self.credit) > MAX_TENANTS:
+            self.credit.popitem(last=False)
+        credit[booking.slot] -= booking.prefill_tokens
+        self._tenants[booking.request_id] = tenant
+
+    def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
+        credit = self.credit.get(self._tenants.pop(booking.request_id))
+        if credit is not None:
+            credit[booking.slot] -= OUTPUT_WEIGHT * booking.output_tokens
