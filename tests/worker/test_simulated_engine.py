@@ -11,8 +11,8 @@ import xxhash
 from preble.cost import CostModel
 from preble.errors import ConfigError
 from preble.page_keys import pack_tokens
-from preble_worker.batch import Batch, SlotTables
-from preble_worker.config import WorkerConfig
+from preble_worker.batch import Batch, Direction, Move, SlotTables
+from preble_worker.config import TierConfig, WorkerConfig
 from preble_worker.engines import LLAMA_3_8B_ON_H100, ModelShape, load_engine, read_model_shape
 from preble_worker.logprobs import LogprobColumns
 from preble_worker.simulated_engine import LOWEST_TOKEN, SimulatedEngine, simulated_tokens
@@ -49,6 +49,28 @@ def test_a_run_sleeps_what_the_cost_model_predicts_and_scales_it():
     engine = SimulatedEngine(COST, 100, sleep=slept.append, time_scale=0.5)
     engine.run(make_batch(SlotTables(4, 4), [0, 1, 2], [True, True, False]))
     assert slept == [pytest.approx(0.5 * (1 + 0.1 * 7 + 0.01 * 24.5 + 0.5 * 2 + 0.001 * 40))]
+
+
+def test_copies_take_their_time():
+    """What the step reads comes in before it; what leaves crosses beside it."""
+    slept: list[float] = []
+    tiers = TierConfig(host_pages=99, page_copy_seconds=0.25)
+    engine = SimulatedEngine(COST, 100, tiers=tiers, sleep=slept.append)
+    batch = make_batch(SlotTables(4, 4), [0, 1, 2], [True, True, False])
+    moves = []
+    for direction, count in ((Direction.UPLOAD, 8), (Direction.OFFLOAD, 40)):
+        pages = np.arange(count, dtype=np.int32)
+        moves.append(
+            Move(
+                direction=direction,
+                device_pages=pages,
+                host_pages=pages,
+                int8=False,
+                before_step=True,
+            )
+        )
+    engine.run(replace(batch, moves=tuple(moves)))
+    assert slept == [pytest.approx(8 * 0.25 + 40 * 0.25)]
 
 
 def test_time_scale_zero_never_sleeps():

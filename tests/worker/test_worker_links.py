@@ -24,6 +24,7 @@ from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
 from preble_worker import router_link, server
+from preble_worker.config import TierConfig
 from preble_worker.loop_messages import EngineFailed
 
 # Several routers
@@ -272,3 +273,23 @@ async def test_an_engine_beyond_hope_ends_the_worker():
         with pytest.raises(EngineFailed, match="3 steps in a row"):
             await running.wait()
         await router.until(lambda: router.ended is not None)
+
+
+async def test_what_is_in_host_memory_is_told_and_comes_back():
+    """Two prompts that do not fit the device together, the first of them twice."""
+    options = {"num_pages": 40, "tiers": TierConfig(host_pages=100)}
+    async with worker(simulated(**options)) as running, link(running.address) as router:
+        assert router.hello.host_capacity_tokens == 1600
+        for name, seed in (("first", 1), ("other", 2), ("again", 1)):
+            await router.submit(name, prompt_of(480, seed), 2)
+            collected = await router.finished(name)
+            assert collected.tokens == oracle(prompt_of(480, seed), 2)
+        assert collected.cached_tokens == 29 * 16
+        load = router.steps[-1].load
+        assert load.loaded_tokens_total > 0
+        events = [e for step in router.steps for e in step.cache.host_events]
+        assert events and all(event.WhichOneof("event") == "stored" for event in events)
+        async with link(running.address, "r2") as late:
+            told = late.snapshots[0].host_paths
+            assert sum(map(len, told)) == 8 * load.host_pages
+            assert set(told) <= {event.stored.path for event in events}
