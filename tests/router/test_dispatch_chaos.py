@@ -3,9 +3,11 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from fake_worker import FakeWorker
+from pretend_logprobs import pretend_logprobs
 from router_helpers import cluster, expected, generation_request, until
 
 from preble.errors import (
@@ -80,6 +82,8 @@ async def run_one(dispatcher: Dispatcher, index: int, rng: random.Random) -> str
     request = generation_request(
         f"q{index}", seed=index, max_tokens=rng.randrange(1, 300), deadline_at=deadline
     )
+    num_top = index % 3 or None
+    request = replace(request, sampling=replace(request.sampling, top_logprobs=num_top))
     while True:
         try:
             generation = dispatcher.start(request)
@@ -95,6 +99,10 @@ async def run_one(dispatcher: Dispatcher, index: int, rng: random.Random) -> str
     tokens, reason = b"", None
     try:
         async for delta in generation:
+            told = None
+            if num_top and delta.tokens:
+                told = pretend_logprobs(delta.tokens, num_top, start=len(tokens) // 4)
+            assert delta.logprobs == told
             tokens += delta.tokens
             reason = delta.finish_reason
             if give_up_after is not None and len(tokens) // 4 > give_up_after:
