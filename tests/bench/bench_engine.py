@@ -2,6 +2,7 @@
 
 32 requests of 512 prompt tokens, 448 of them shared, and 64 new tokens each; tiny Llama in
 float32 on one CPU thread. The engines take turns, so that a slow moment of the machine meets all.
+Ours also with what costs those who ask for it: log probabilities, and penalties.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,9 @@ def make_prompts() -> list[list[int]]:
     return [shared + tokens for tokens in own]
 
 
-def run_ours(loaded: LoadedEngine, prompts: list[list[int]]) -> list[list[int]]:
-    return serve(loaded, prompts, greedy(NEW_TOKENS), checks=False).tokens
+def run_ours(loaded: LoadedEngine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    sampling = replace(greedy(NEW_TOKENS), **options)
+    return serve(loaded, prompts, sampling, checks=False).tokens
 
 
 def run_generate(model: Any, prompts: list[list[int]]) -> list[list[int]]:
@@ -96,6 +99,8 @@ def compare(rounds: int) -> None:
         loaded = load(Path(folder))
     engines: dict[str, Callable[[], list[list[int]]]] = {
         "preble": lambda: run_ours(loaded, prompts),
+        "preble, 5 log probabilities a token": lambda: run_ours(loaded, prompts, top_logprobs=5),
+        "preble, penalties": lambda: run_ours(loaded, prompts, frequency_penalty=0.5),
         "transformers generate": lambda: run_generate(model, prompts),
     }
     times: dict[str, list[float]] = {name: [] for name in engines}
@@ -131,7 +136,7 @@ def print_table(times: dict[str, list[float]], continuous: list[float], why: str
     ours = times["preble"]
     for name, taken in times.items():
         ratios = [theirs / mine for theirs, mine in zip(taken, ours, strict=True)]
-        target = f"  (target {TARGET_RATIO})" if name != "preble" else ""
+        target = f"  (target {TARGET_RATIO})" if name.startswith("transformers") else ""
         middle = statistics.median(taken)
         ratio = statistics.median(ratios)
         print(f"{name:<36}{middle:>9.3f}{new_tokens / middle:>18,.0f}{ratio:>18.2f}x{target}")

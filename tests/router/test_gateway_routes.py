@@ -277,10 +277,10 @@ async def test_access_log_has_one_line_per_request(caplog):
             "/v1/chat/completions", CHAT | {"user": "eve"}, headers={"x-request-id": "mine"}
         )
         await served.http.get("/no%0aforged")
-        await served.post("/v1/chat/completions", CHAT | {"n": 2})
+        await served.post("/v1/chat/completions", CHAT | {"best_of": 2})
     lines = [record.getMessage() for record in caplog.records if record.name == "preble.access"]
     assert len(lines) == 3
-    assert "400" in lines[2] and "error='n is not supported" in lines[2]
+    assert "400" in lines[2] and "error='best_of is not supported" in lines[2]
     for part in ("POST", "200", "id=mine", "cached=16/48", "ttft=", "worker=w0", "user='eve'"):
         assert part in lines[0]
     assert "\n" not in lines[1]
