@@ -172,7 +172,7 @@ class CompletionRoutes:
         """The choices of the first prompt, then those of the next.
 
         One after another: where the first is placed, its prompt is expected in the cache, and the
-        policy knows that when it places the others.
+        policy knows that when it places the others; it may still think a second copy worth it.
         """
         requests: list[GenerationRequest] = []
         num_requests = len(prompts) * common.num_choices
