@@ -25,6 +25,7 @@ from faults.rows import (
     overload,
     partition,
     poison,
+    resources,
     routers,
     slow,
     soak,
@@ -49,6 +50,8 @@ ROWS = (
     overload.ROW,
     leave.ROW,
     tenants.ROW,
+    resources.DISK_FULL,
+    resources.DESCRIPTORS,
     soak.ROW,
 )
 PEER = "sglang-router"

@@ -100,6 +100,10 @@ class FaultyCluster(ClusterProcesses):
         seen = self.seen()
         return max(sorted(seen), key=lambda name: seen[name].live_requests)
 
+    def num_descriptors(self, name: str) -> int:
+        """Open files and sockets of that process."""
+        return len(list(Path(f"/proc/{self.processes[name].pid}/fd").iterdir()))
+
     def lost(self) -> list[str]:
         """Workers whose processes have ended by themselves."""
         return [name for name in self.names if self.processes[name].poll() is not None]

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import struct
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from faults.clusters import FaultyCluster
@@ -104,9 +103,8 @@ def _pages_in_use(cluster: FaultyCluster) -> int:
 
 
 def _descriptors(cluster: FaultyCluster) -> int:
-    """Of router and workers; the one of this very look counts as well."""
-    processes = cluster.processes.values()
-    return sum(len(list(Path(f"/proc/{process.pid}/fd").iterdir())) for process in processes)
+    """Of router and workers."""
+    return sum(map(cluster.num_descriptors, cluster.processes))
 
 
 ROW = Row(

@@ -55,9 +55,8 @@ def _forget(load: Load) -> None:
 
 def _resources(cluster: FaultyCluster) -> tuple[float, float]:
     """MiB and descriptors of the router."""
-    process = Path(f"/proc/{cluster.processes['router'].pid}")
-    pages = int((process / "statm").read_text().split()[1])
-    return pages * 4096 / 2**20, float(len(list((process / "fd").iterdir())))
+    pages = int(Path(f"/proc/{cluster.processes['router'].pid}/statm").read_text().split()[1])
+    return pages * 4096 / 2**20, float(cluster.num_descriptors("router"))
 
 
 ROW = Row(
