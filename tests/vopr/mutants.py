@@ -233,12 +233,6 @@ def snapshots_add_to_what_was_believed(original: Any, self: Any, worker: Any, st
         original(self, worker, step)
 
 
-@replace(EventFeed, "_continue")
-def events_held_back_are_dropped(original: Any, self: Any) -> list[Any]:
-    self._held = {}
-    return []
-
-
 @replace(EventFeed, "ask")
 def snapshots_are_never_asked_for(original: Any, self: Any, *, now: Any) -> bool:
     return False

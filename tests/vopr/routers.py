@@ -99,10 +99,14 @@ class Router:
         if not self.dispatcher._accepting:
             return "router gone"
         waited = self._loop.time() - generation.placed_at
+        sessions = self.dispatcher.membership.sessions.values()
+        # A worker that turns a request away ends it at once where there is no other.
+        others = [s for s in sessions if s.ready and s.worker_id != generation.worker_id]
         if (
             generation.num_failures >= MAX_ATTEMPTS
             or self.dispatcher.attempts.budget.refused_total
             or waited >= TAKEOVER_SECONDS - LEEWAY_SECONDS
+            or not others
         ):
             return "failed"
         raise Violation(

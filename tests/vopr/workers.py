@@ -268,7 +268,9 @@ class Process:
         host = self.host
         if not host.cluster.poisonous.isdisjoint(batch.tables.prompt_hash[batch.slots].tolist()):
             host.cluster.tell("poisoned", host.name)
-            host.cluster.num_poisoned += 1
+            wires = host.cluster.network.between(None, self.address)
+            # Who came to a worker that is not heard of is not blamed for its end.
+            host.cluster.num_poisoned += not any(wire.is_blocked for wire in wires)
             if host.cluster.num_poisoned > HOPELESS * len(host.cluster.router_names):
                 raise Violation("the same request brings down one worker after the other")
             raise Died
