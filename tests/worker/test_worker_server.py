@@ -136,6 +136,8 @@ async def test_events_lead_where_snapshots_say_under_page_pressure():
         for i in range(60):
             await router.submit(f"r{i}", prompt_of(30 + 11 * (i % 20), seed=i % 6), 20)
             if i % 10 == 9:
+                # One at a time: the worker sends no second while one is under way.
+                await router.until(lambda known=1 + i // 10: len(router.snapshots) == known)
                 await router.send(snapshot_request=pb.SnapshotRequest())
         for i in range(60):
             assert (await router.finished(f"r{i}")).finish_reason is FinishReason.LENGTH
