@@ -11,7 +11,7 @@ tokens, for workers whose local policy knows objectives.
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from preble.errors import InvalidRequest
@@ -210,11 +210,7 @@ def _read_common(
 ) -> CommonFields:
     stream = fields.boolean("stream")
     max_tokens, max_tokens_field = _read_max_tokens(fields)
-    sampling = replace(
-        _read_sampling(fields),
-        max_tokens=1 if max_tokens is None else max_tokens,
-        top_logprobs=top_logprobs,
-    )
+    sampling = _read_sampling(fields, max_tokens=max_tokens, top_logprobs=top_logprobs)
     check_sampling(
         sampling, max_tokens_field=max_tokens_field, top_logprobs_field=top_logprobs_field
     )
@@ -276,8 +272,9 @@ def _read_max_tokens(fields: Fields) -> tuple[int | None, str]:
     return new, "max_completion_tokens"
 
 
-def _read_sampling(fields: Fields) -> SamplingParams:
-    """All but limits, which are named in several ways."""
+def _read_sampling(
+    fields: Fields, *, max_tokens: int | None, top_logprobs: int | None
+) -> SamplingParams:
     seed = fields.integer("seed")
     if seed is None:
         seed = secrets.randbits(63)
@@ -285,13 +282,14 @@ def _read_sampling(fields: Fields) -> SamplingParams:
         seed += 2**64  # OpenAI's seeds are signed.
     top_k = fields.integer("top_k") or 0
     return SamplingParams(
-        max_tokens=1,
+        max_tokens=1 if max_tokens is None else max_tokens,
         temperature=fields.number("temperature", default=1.0),
         top_p=fields.number("top_p", default=1.0),
         top_k=0 if top_k == -1 else top_k,
         seed=seed,
         ignore_eos=fields.boolean("ignore_eos"),
         stop_token_ids=_read_stop_token_ids(fields),
+        top_logprobs=top_logprobs,
         presence_penalty=fields.number("presence_penalty", default=0.0),
         frequency_penalty=fields.number("frequency_penalty", default=0.0),
     )
