@@ -92,6 +92,29 @@ class PrefixTree(Generic[P]):
             children = child.children
         return Match(nodes, ends, at // size, None)
 
+    def descend(self, path: bytes) -> tuple[Node[P], int, bool]:
+        """The last node to whose end `path` runs (at least the root), the bytes of `path` up to
+        there, and whether the next page of `path` is in the tree. Changes nothing.
+        """
+        size = self.page_bytes
+        node = self.root
+        at = 0
+        while (child := node.children.get(path[at : at + size])) is not None:
+            if not path.startswith(child.edge, at):
+                return node, at, True
+            at += len(child.edge)
+            node = child
+        return node, at, False
+
+    def add_leaf(self, parent: Node[P], edge: bytes) -> Node[P]:
+        """A new leaf below `parent`; no child of that begins with the first page of `edge`."""
+        num_pages = len(edge) // self.page_bytes
+        leaf = Node(edge, parent, self._new_payload(num_pages))
+        parent.children[edge[: self.page_bytes]] = leaf
+        self.num_nodes += 1
+        self.num_pages += num_pages
+        return leaf
+
     def insert(self, path: bytes, match: Match[P] | None = None) -> list[Node[P]]:
         """Make `path` end at a node boundary, and return the nodes that cover it from the top.
 
@@ -106,13 +129,7 @@ class PrefixTree(Generic[P]):
             nodes.append(self.split(match.partial, match.num_pages - above))
         at = match.num_pages * self.page_bytes
         if at < len(path):
-            parent = nodes[-1] if nodes else self.root
-            num_pages = len(path) // self.page_bytes - match.num_pages
-            leaf = Node(path[at:], parent, self._new_payload(num_pages))
-            parent.children[leaf.edge[: self.page_bytes]] = leaf
-            self.num_nodes += 1
-            self.num_pages += num_pages
-            nodes.append(leaf)
+            nodes.append(self.add_leaf(nodes[-1] if nodes else self.root, path[at:]))
         return nodes
 
     def split(self, node: Node[P], num_pages: int) -> Node[P]:

@@ -37,6 +37,7 @@ PURE = [
     "router/preble_router/scheduler.py",
     "router/preble_router/admission.py",
     "router/preble_router/event_feed.py",
+    "router/preble_router/holding.py",
     "router/preble_router/host_tree.py",
     "router/preble_router/tree_limit.py",
     "router/preble_router/tree_repair.py",

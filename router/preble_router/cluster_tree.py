@@ -13,24 +13,28 @@ is a count or a set that is exact at every moment, so a node goes in the instant
 and no scan for dead nodes exists. This file does not know about load, loss or policies.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from preble.events import CacheEvent, Evicted, Stored
-from preble.page_keys import KEY_BYTES, key_sum
+from preble.page_keys import KEY_BYTES
 from preble.prefix_tree import PrefixTree
-from preble_router.residence import ClusterMatch, ClusterNode, Residence, check_node, slots_of
+from preble_router.holding import Holding
+from preble_router.residence import (
+    ClusterMatch,
+    ClusterNode,
+    Residence,
+    assign,
+    check_node,
+    slots_of,
+)
 from preble_router.tree_limit import make_room
 
 MAX_TREE_PAGES = 1 << 24
 """268 million tokens: of 600 workers with 400,000 tokens each that have nothing in common."""
-KEY_SUM_MASK = (1 << 64) - 1
-_FEW_SLOTS = 8
-"""Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
 
 
 class ClusterTree:
@@ -47,10 +51,7 @@ class ClusterTree:
         self.page_tokens = page_tokens
         self.max_pages = max_pages
         self._tree: PrefixTree[Residence] = PrefixTree(KEY_BYTES, lambda num_pages: Residence())
-        self._held: list[OrderedDict[ClusterNode, None]] = []
-        self._held_pages: list[int] = []
-        self._key_sums: list[int] = []
-        self._partial: set[int] = set()
+        self._holdings: list[Holding] = []
         self._uses: deque[tuple[float, ClusterNode]] = deque()
 
     @property
@@ -63,7 +64,7 @@ class ClusterTree:
 
     @property
     def num_slots(self) -> int:
-        return len(self._held)
+        return len(self._holdings)
 
     # Queries
 
@@ -85,7 +86,7 @@ class ClusterTree:
 
         None counts for more than `most`.
         """
-        tokens = np.zeros(len(self._held))
+        tokens = np.zeros(len(self._holdings))
         seen = 0
         if match.partial is not None:
             seen = match.partial.payload.warm
@@ -101,22 +102,22 @@ class ClusterTree:
 
     def digest(self, slot: int) -> tuple[int, int]:
         """(pages, sum of page keys) that `slot` holds, to compare with the worker's own."""
-        return self._held_pages[slot], self._key_sums[slot]
+        return self._holdings[slot].num_pages, self._holdings[slot].key_sum
 
     def is_partial(self, slot: int) -> bool:
         """`slot` holds more than is known of it, because the tree was full."""
-        return slot in self._partial
+        return self._holdings[slot].is_partial
 
     def num_tokens(self, node: ClusterNode) -> int:
         """Prompt tokens that the pages of `node` hold."""
         return len(node.edge) // KEY_BYTES * self.page_tokens
 
     def held_pages(self, slot: int) -> int:
-        return self._held_pages[slot]
+        return self._holdings[slot].num_pages
 
     def coldest(self, slot: int) -> Iterator[ClusterNode]:
         """The nodes `slot` holds, least recently used first, what hangs below before above."""
-        return iter(self._held[slot])
+        return iter(self._holdings[slot].nodes)
 
     def reuse_share(self, slot: int, *, num_nodes: int) -> float:
         """Share of the pages `slot` would evict next that will be wanted again, in 0 ... 1.
@@ -124,26 +125,19 @@ class ClusterTree:
         Of its `num_nodes` coldest nodes; one used u times within the window is taken to be wanted
         again with chance u / (u + 1).
         """
-        pages = wanted = 0.0
-        for node in islice(self._held[slot], num_nodes):
-            uses = node.payload.uses
-            pages += len(node.edge)
-            wanted += len(node.edge) * uses / (uses + 1)
-        return wanted / pages if pages else 0.0
+        return self._holdings[slot].reuse_share(num_nodes)
 
     # What workers say
 
     def add_slot(self) -> int:
         """A new slot that holds nothing."""
-        self._held.append(OrderedDict())
-        self._held_pages.append(0)
-        self._key_sums.append(0)
-        return len(self._held) - 1
+        self._holdings.append(Holding())
+        return len(self._holdings) - 1
 
     def store(self, slot: int, path: bytes) -> None:
         """`slot` holds all of `path`."""
         bit = 1 << slot
-        held = self._held[slot]
+        holding = self._holdings[slot]
         match = self._tree.match(path)
         if self._is_too_long(path, match):
             whole, (path, match) = path, self._fit(path)
@@ -154,15 +148,38 @@ class ClusterTree:
         for node in reversed(nodes):
             residence = node.payload
             if residence.holders & bit:
-                held.move_to_end(node)
+                holding.nodes.move_to_end(node)
                 continue
             residence.holders |= bit
             residence.warm |= bit
-            held[node] = None
-            self._count_held(slot, node, 1)
+            holding.nodes[node] = None
+            holding.count(node, 1)
             num_new += 1
         if num_new:
             self._join_along(nodes[-num_new:])
+
+    def store_all(self, slot: int, paths: Iterable[bytes]) -> None:
+        """`store` of each, in less time where most are a new leaf below what `slot` holds."""
+        bit = 1 << slot
+        held, tree = self._holdings[slot].nodes, self._tree
+        edges: list[bytes] = []
+        for path in paths:
+            above, at, goes_on = tree.descend(path)
+            edge = path[at:]
+            is_plain = edge and not goes_on and (not at or above.payload.holders & bit)
+            if not is_plain or tree.num_pages + len(edge) // KEY_BYTES > self.max_pages:
+                self.store(slot, path)
+                continue
+            leaf = tree.add_leaf(above, edge)
+            leaf.payload.holders = leaf.payload.warm = bit
+            held[leaf] = None
+            edges.append(edge)
+            node = above
+            while node.parent is not None:
+                held.move_to_end(node)
+                node = node.parent
+            self._join_only_child(above)
+        self._holdings[slot].count_stored(b"".join(edges))
 
     def evict(self, slot: int, path: bytes, keep: int) -> None:
         """`slot` holds nothing at or below page `keep` of `path`; side branches stay."""
@@ -186,15 +203,15 @@ class ClusterTree:
     def drop(self, slot: int, top: ClusterNode) -> None:
         """`slot`, which holds `top`, holds nothing of it or below it any more."""
         bit = 1 << slot
-        held = self._held[slot]
+        holding = self._holdings[slot]
         cleared = [top]
         for node in cleared:
             residence = node.payload
             residence.holders &= ~bit
             if slot not in residence.expected:
                 residence.warm &= ~bit
-            del held[node]
-            self._count_held(slot, node, -1)
+            del holding.nodes[node]
+            holding.count(node, -1)
             cleared.extend(c for c in node.children.values() if c.payload.holders & bit)
         for node in reversed(cleared):
             self._release(node)
@@ -205,15 +222,13 @@ class ClusterTree:
 
     def mark_partial(self, slot: int) -> None:
         """Of what `slot` holds, something is not in the tree."""
-        self._partial.add(slot)
+        self._holdings[slot].is_partial = True
 
     def forget(self, slot: int) -> None:
         """`slot` holds nothing any more. Expectations are withdrawn by whoever made them."""
         bit = 1 << slot
-        held = self._held[slot]
-        self._held[slot] = OrderedDict()
-        self._held_pages[slot] = self._key_sums[slot] = 0
-        self._partial.discard(slot)
+        held = self._holdings[slot].nodes
+        self._holdings[slot] = Holding()
         for node in held:
             residence = node.payload
             residence.holders &= ~bit
@@ -242,7 +257,7 @@ class ClusterTree:
         if self._is_too_long(path, match):
             path, match = self._fit(path)
         bit = 1 << slot
-        held = self._held[slot]
+        held = self._holdings[slot].nodes
         nodes = self._cover(path, match)
         for node in reversed(nodes):
             residence = node.payload
@@ -292,7 +307,7 @@ class ClusterTree:
         """Assert every invariant; cost grows with the tree, for tests."""
         self._tree.check()
         assert self._tree.num_pages <= self.max_pages
-        held: list[set[ClusterNode]] = [set() for _ in self._held]
+        held: list[set[ClusterNode]] = [set() for _ in self._holdings]
         ends: dict[ClusterNode, int] = {}
         for _, end in self._uses:
             ends[end] = ends.get(end, 0) + 1
@@ -300,11 +315,8 @@ class ClusterTree:
             check_node(node, ends.get(node, 0), self._tree.root)
             for slot in slots_of(node.payload.holders):
                 held[slot].add(node)
-        for slot, nodes in enumerate(held):
-            assert nodes == set(self._held[slot])
-            pages = sum(len(node.edge) // KEY_BYTES for node in nodes)
-            keys = sum(key_sum(node.edge) for node in nodes) & KEY_SUM_MASK
-            assert (pages, keys) == self.digest(slot)
+        for holding, nodes in zip(self._holdings, held, strict=True):
+            holding.check(nodes)
 
     def check_expected(self, live: list[tuple[int, ClusterNode]]) -> None:
         """Assert that exactly these (slot, end of path) keep their paths expected."""
@@ -344,7 +356,7 @@ class ClusterTree:
 
     def _register(self, upper: ClusterNode) -> None:
         for slot in slots_of(upper.payload.holders):
-            self._held[slot][upper] = None
+            self._holdings[slot].nodes[upper] = None
 
     def _join_along(self, nodes: list[ClusterNode]) -> None:
         """Undo the cuts that a prompt stored chunk by chunk has made, `nodes` from the top.
@@ -367,7 +379,7 @@ class ClusterTree:
         if not upper.payload.is_same_as(lower.payload):
             return
         for slot in slots_of(upper.payload.holders):
-            del self._held[slot][upper]
+            del self._holdings[slot].nodes[upper]
         self._tree.merge(lower)
         lower.payload.pages_key_sum = None
 
@@ -378,23 +390,3 @@ class ClusterTree:
             self._tree.remove(node)
             node = parent
         self._join_only_child(node)
-
-    def _count_held(self, slot: int, node: ClusterNode, sign: int) -> None:
-        residence = node.payload
-        if residence.pages_key_sum is None:
-            residence.pages_key_sum = key_sum(node.edge)
-        self._held_pages[slot] += sign * (len(node.edge) // KEY_BYTES)
-        self._key_sums[slot] += sign * residence.pages_key_sum
-        self._key_sums[slot] &= KEY_SUM_MASK
-
-
-def assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
-    """Set `tokens[slot] = count` for every bit of `mask`."""
-    if mask.bit_count() <= _FEW_SLOTS:
-        while mask:
-            low = mask & -mask
-            tokens[low.bit_length() - 1] = count
-            mask ^= low
-        return
-    bits = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), np.uint8)
-    tokens[np.unpackbits(bits, count=len(tokens), bitorder="little").view(np.bool_)] = count

@@ -41,6 +41,10 @@ class HostTree:
         """Take over what `slot` said of its host memory, in order."""
         self._tree.apply(slot, events)
 
+    def store_all(self, slot: int, paths: Iterable[bytes]) -> None:
+        """`slot` holds all of each path in its host memory."""
+        self._tree.store_all(slot, paths)
+
     def forget(self, slot: int) -> None:
         """`slot` holds nothing any more."""
         self._tree.forget(slot)

@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from preble.page_keys import key_sum
 from preble.prefix_tree import Match, Node
+
+_FEW_SLOTS = 8
+"""Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
 
 
 class Residence:
@@ -62,6 +68,18 @@ def slots_of(mask: int) -> Iterator[int]:
         low = mask & -mask
         yield low.bit_length() - 1
         mask ^= low
+
+
+def assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
+    """Set `tokens[slot] = count` for every bit of `mask`."""
+    if mask.bit_count() <= _FEW_SLOTS:
+        while mask:
+            low = mask & -mask
+            tokens[low.bit_length() - 1] = count
+            mask ^= low
+        return
+    bits = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), np.uint8)
+    tokens[np.unpackbits(bits, count=len(tokens), bitorder="little").view(np.bool_)] = count
 
 
 def check_node(node: ClusterNode, ending: int, root: ClusterNode) -> None:

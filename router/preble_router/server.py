@@ -5,6 +5,7 @@ stop:   not ready -- running requests go on -- the rest is ended -- servers -- l
 """
 
 import asyncio
+import gc
 import logging
 import random
 import signal
@@ -254,8 +255,21 @@ def run(config: RouterConfig) -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+    collect_garbage_seldom()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(config))
+
+
+def collect_garbage_seldom() -> None:
+    """Settle this process's collector for a large prefix tree, which has no garbage in it.
+
+    As Python sets it, it takes half of the time of a warm start from 10^6 pages of short prompts,
+    and a single walk through such a tree keeps the event loop from its streams for a quarter of a
+    second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 100)
 
 
 async def _serve(config: RouterConfig) -> None:

@@ -28,8 +28,7 @@ def take_snapshot(tree: ClusterTree, slot: int, snapshot: CacheSnapshot) -> None
         _drop_wrong(tree, slot, snapshot)
     else:
         tree.forget(slot)
-    for path in snapshot.paths:
-        tree.store(slot, path)
+    tree.store_all(slot, snapshot.paths)
 
 
 def _drop_wrong(tree: ClusterTree, slot: int, snapshot: CacheSnapshot) -> None:

@@ -1,6 +1,6 @@
 """Keeps the marks of every worker what its feed says, and asks those whose feed is in doubt."""
 
-from preble.events import CacheEvents, CacheSnapshot, SnapshotRequest, Stored
+from preble.events import CacheEvents, CacheSnapshot, SnapshotRequest
 from preble.types import LoadReport
 from preble_router.cluster_tree import ClusterTree
 from preble_router.cluster_worker import ClusterWorker
@@ -80,7 +80,7 @@ class TreeSync:
             host_tree.forget(slot)
         if step.snapshot is not None:
             take_snapshot(tree, slot, step.snapshot)
-            host_tree.apply(slot, map(Stored, step.snapshot.host_paths))
+            host_tree.store_all(slot, step.snapshot.host_paths)
         for batch in step.batches:
             tree.apply(slot, batch.events)
             host_tree.apply(slot, batch.host_events)

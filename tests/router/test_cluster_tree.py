@@ -1,11 +1,13 @@
 """The tree of holders: marks, expectations, uses, and that nothing stays that nobody needs."""
 
 import random
+from typing import Any
 
+import pytest
 from routing_helpers import pages
 
 from preble.page_keys import KEY_BYTES, key_sum
-from preble_router.cluster_tree import ClusterTree
+from preble_router.cluster_tree import MAX_TREE_PAGES, ClusterTree
 
 
 def path(text: str) -> bytes:
@@ -196,3 +198,39 @@ def test_an_empty_path_is_placed_and_withdrawn() -> None:
     tree.expire_uses(before=0.0, limit=1)
     tree.check()
     assert tree.num_nodes == 0
+
+
+@pytest.mark.parametrize("max_pages", [MAX_TREE_PAGES, 150])
+@pytest.mark.parametrize("seed", range(40))
+def test_storing_many_at_once_is_storing_each(seed: int, max_pages: int) -> None:
+    """The same nodes, in the same order, with the same marks."""
+    rng = random.Random(seed)
+    trunks = ["".join(rng.choices("ab", k=rng.randrange(12))) for _ in range(4)]
+
+    def some() -> bytes:
+        return path(rng.choice(trunks) + "".join(rng.choices("abc", k=rng.randrange(6))))
+
+    before = [(rng.choice(["store", "place", "evict"]), rng.randrange(3), some()) for _ in range(9)]
+    snapshot = [some() for _ in range(rng.randrange(40))]
+    shapes: list[list[Any]] = []
+    for at_once in (True, False):
+        tree = ClusterTree(16, max_pages=max_pages)
+        for _ in range(3):
+            tree.add_slot()
+        for deed, slot, what in before:
+            if deed == "store":
+                tree.store(slot, what)
+            elif deed == "evict":
+                tree.evict(slot, what, 2)
+            else:
+                tree.place(slot, what, tree.match(what), now=0.0)
+        if at_once:
+            tree.store_all(1, snapshot)
+        else:
+            for each in snapshot:
+                tree.store(1, each)
+        tree.check()
+        shapes.append([[tree.path_to(n) for n in tree.coldest(slot)] for slot in range(3)])
+        shapes[-1].append([(tree.digest(slot), tree.is_partial(slot)) for slot in range(3)])
+        shapes[-1].append([tree.num_nodes, tree.num_pages])
+    assert shapes[0] == shapes[1]

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from preble_router.cluster_tree import assign
-from preble_router.residence import ClusterMatch
+from preble_router.residence import ClusterMatch, assign
 from preble_router.worker_table import Column
 
 

@@ -20,9 +20,8 @@ import numpy as np
 
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates
-from preble_router.cluster_tree import assign
 from preble_router.policies.e2_shift import key_prefix
-from preble_router.residence import ClusterMatch, ClusterNode
+from preble_router.residence import ClusterMatch, ClusterNode, assign
 from preble_router.worker_table import Column
 
 LIVE_MIN = 6
