@@ -256,7 +256,8 @@ class World:
         for host in self.routers:
             if host.router is not None:
                 host.router.check_deeply()
-        for process in [h.process for h in self.hosts if h.process] + self.zombies:
+        zombies = [process for process in self.zombies if process.is_alive]
+        for process in [h.process for h in self.hosts if h.process] + zombies:
             process.check()
 
     def unhealthy(self) -> str:
