@@ -66,6 +66,7 @@ def route(
     max_tokens: int = 64,
     extra_tokens: int = 5,
     excluded: Iterable[str] = (),
+    namespace: str = "",
 ) -> RouteRequest:
     """A request for the pages named, and `extra_tokens` that fill no page."""
     return RouteRequest(
@@ -75,6 +76,7 @@ def route(
         max_tokens=max_tokens,
         attempt=attempt,
         excluded=frozenset(excluded),
+        namespace=namespace,
     )
 
 

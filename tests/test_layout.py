@@ -39,6 +39,7 @@ PURE = [
     "router/preble_router/event_feed.py",
     "router/preble_router/holding.py",
     "router/preble_router/host_tree.py",
+    "router/preble_router/tree_check.py",
     "router/preble_router/tree_limit.py",
     "router/preble_router/tree_repair.py",
     "router/preble_router/tree_sync.py",

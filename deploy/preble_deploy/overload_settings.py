@@ -37,8 +37,10 @@ class OverloadOptions(Settings):
 
     max_tree_pages: Annotated[int, Field(ge=1), Flag(metavar="PAGES", panel=OVERLOAD)] = Field(
         1 << 24,
-        description="Cache pages of which the router knows who holds them, about 100 bytes each. "
-        "Beyond it, it forgets what nobody holds, then what was used long ago.",
+        description="Cache pages of which the router knows who holds them: 8 bytes each, and for "
+        "every branch of the tree 300 and 85 for each worker that holds it (10 bytes per page of "
+        "long documents, 120 of short prompts). Beyond it, it forgets what nobody holds, then what "
+        "was used long ago, of the namespaces that have most.",
     )
 
     @property

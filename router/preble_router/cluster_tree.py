@@ -15,6 +15,7 @@ and no scan for dead nodes exists. This file does not know about load, loss or p
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from sys import intern
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,9 @@ from preble_router.residence import (
     ClusterNode,
     Residence,
     assign,
-    check_node,
     slots_of,
 )
+from preble_router.tree_check import check_expected, check_marks
 from preble_router.tree_limit import make_room
 
 MAX_TREE_PAGES = 1 << 24
@@ -45,6 +46,8 @@ class ClusterTree:
 
     Attributes:
         max_pages: it never has more; what does not fit is not known.
+        uses: when, and the end of the path, of each that still counts; oldest first.
+        namespaces: by the first page key of a path, where it is known and not the default.
     """
 
     def __init__(self, page_tokens: int, *, max_pages: int = MAX_TREE_PAGES) -> None:
@@ -52,7 +55,8 @@ class ClusterTree:
         self.max_pages = max_pages
         self._tree: PrefixTree[Residence] = PrefixTree(KEY_BYTES, lambda num_pages: Residence())
         self._holdings: list[Holding] = []
-        self._uses: deque[tuple[float, ClusterNode]] = deque()
+        self.uses: deque[tuple[float, ClusterNode]] = deque()
+        self.namespaces: dict[bytes, str] = {}
 
     @property
     def num_nodes(self) -> int:
@@ -107,6 +111,14 @@ class ClusterTree:
     def is_partial(self, slot: int) -> bool:
         """`slot` holds more than is known of it, because the tree was full."""
         return self._holdings[slot].is_partial
+
+    def namespace_of(self, node: ClusterNode) -> str:
+        """The namespace in whose requests the path to `node` begins; "" if none was placed."""
+        if not self.namespaces:
+            return ""
+        while (above := node.parent) is not None and above.parent is not None:
+            node = above
+        return self.namespaces.get(node.edge[:KEY_BYTES], "")
 
     def num_tokens(self, node: ClusterNode) -> int:
         """Prompt tokens that the pages of `node` hold."""
@@ -248,7 +260,9 @@ class ClusterTree:
 
     # What the router does
 
-    def place(self, slot: int, path: bytes, match: ClusterMatch, *, now: float) -> ClusterNode:
+    def place(
+        self, slot: int, path: bytes, match: ClusterMatch, *, now: float, namespace: str = ""
+    ) -> ClusterNode:
         """A request for `path` was routed to `slot`: it uses the path, and will make it warm.
 
         `match` is that of `path`, and is used up. Returns the node that ends `path`, or as much of
@@ -267,7 +281,9 @@ class ClusterTree:
             if residence.holders & bit:
                 held.move_to_end(node)
         end = nodes[-1] if nodes else self._tree.root
-        self._uses.append((now, end))
+        if nodes and namespace:
+            self.namespaces[path[:KEY_BYTES]] = intern(namespace)
+        self.uses.append((now, end))
         return end
 
     def withdraw(self, slot: int, end: ClusterNode) -> None:
@@ -288,18 +304,22 @@ class ClusterTree:
 
     def next_use_at(self) -> float | None:
         """When the oldest use that still counts was made."""
-        return self._uses[0][0] if self._uses else None
+        return self.uses[0][0] if self.uses else None
 
     def expire_uses(self, *, before: float, limit: int) -> None:
         """Stop counting the uses made at or before `before`, at most `limit` of them."""
-        uses = self._uses
+        uses = self.uses
         while limit > 0 and uses and uses[0][0] <= before:
-            end = node = uses.popleft()[1]
-            while node.parent is not None:
-                node.payload.uses -= 1
-                node = node.parent
-            self._release(end)
+            self.end_use(uses.popleft()[1])
             limit -= 1
+
+    def end_use(self, end: ClusterNode) -> None:
+        """A use of the path to `end`, taken out of `uses`, counts no longer."""
+        node = end
+        while node.parent is not None:
+            node.payload.uses -= 1
+            node = node.parent
+        self._release(end)
 
     # Invariants
 
@@ -307,27 +327,12 @@ class ClusterTree:
         """Assert every invariant; cost grows with the tree, for tests."""
         self._tree.check()
         assert self._tree.num_pages <= self.max_pages
-        held: list[set[ClusterNode]] = [set() for _ in self._holdings]
-        ends: dict[ClusterNode, int] = {}
-        for _, end in self._uses:
-            ends[end] = ends.get(end, 0) + 1
-        for node in self._tree:
-            check_node(node, ends.get(node, 0), self._tree.root)
-            for slot in slots_of(node.payload.holders):
-                held[slot].add(node)
-        for holding, nodes in zip(self._holdings, held, strict=True):
-            holding.check(nodes)
+        assert self.namespaces.keys() <= self._tree.root.children.keys()
+        check_marks(self.root, self._tree, self.uses, self._holdings)
 
     def check_expected(self, live: list[tuple[int, ClusterNode]]) -> None:
         """Assert that exactly these (slot, end of path) keep their paths expected."""
-        counts: dict[ClusterNode, dict[int, int]] = {node: {} for node in self._tree}
-        for slot, end in live:
-            node = end
-            while node.parent is not None:
-                counts[node][slot] = counts[node].get(slot, 0) + 1
-                node = node.parent
-        for node, expected in counts.items():
-            assert node.payload.expected == expected
+        check_expected(self._tree, live)
 
     # Steps
 
@@ -388,5 +393,7 @@ class ClusterTree:
         while node.parent is not None and not node.children and not node.payload.is_needed:
             parent = node.parent
             self._tree.remove(node)
+            if self.namespaces and parent.parent is None:
+                self.namespaces.pop(node.edge[:KEY_BYTES], None)
             node = parent
         self._join_only_child(node)

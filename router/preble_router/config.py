@@ -21,7 +21,7 @@ class RouterConfig:
             prompts; None for hashed n-grams.
         page_tokens: tokens per page of its prefix tree; workers with other pages are not used.
         max_tree_pages: pages of which it knows who holds them; beyond it, what was used long ago is
-            forgotten.
+            forgotten, of the namespaces that have most.
         max_live_requests: requests accepted and not ended; beyond it 429.
         max_queue_seconds: a request whose first token is predicted to take longer is refused with
             429; 0 for no limit.

@@ -6,7 +6,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from preble.page_keys import key_sum
 from preble.prefix_tree import Match, Node
 
 _FEW_SLOTS = 8
@@ -80,22 +79,3 @@ def assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
         return
     bits = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), np.uint8)
     tokens[np.unpackbits(bits, count=len(tokens), bitorder="little").view(np.bool_)] = count
-
-
-def check_node(node: ClusterNode, ending: int, root: ClusterNode) -> None:
-    """Assert the invariants of one node, at which `ending` uses end."""
-    residence = node.payload
-    expected = 0
-    for slot, count in residence.expected.items():
-        assert count > 0
-        expected |= 1 << slot
-    assert residence.warm == residence.holders | expected
-    assert residence.uses == ending + sum(c.payload.uses for c in node.children.values())
-    assert residence.pages_key_sum in (None, key_sum(node.edge))
-    assert node.children or residence.is_needed
-    parent = node.parent
-    assert parent is not None
-    if parent is not root:
-        assert not residence.holders & ~parent.payload.holders
-        for slot, count in residence.expected.items():
-            assert parent.payload.expected.get(slot, 0) >= count

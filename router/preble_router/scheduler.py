@@ -167,7 +167,9 @@ class GlobalScheduler:
     def _book(self, candidates: Candidates, slot: int) -> None:
         request, now = candidates.request, candidates.now
         worker = self._roster.at(slot)
-        path_end = self._tree.place(slot, request.page_keys, candidates.match, now=now)
+        path_end = self._tree.place(
+            slot, request.page_keys, candidates.match, now=now, namespace=request.namespace
+        )
         booking = candidates.booking(
             slot, path_end=path_end, expected_until=now + self.expected_seconds
         )
