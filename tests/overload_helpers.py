@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from preble.cost import CostModel
@@ -128,3 +128,90 @@ def overload(
         after=[good(at, at + 0.5).good_share for at in halves],
         result=result,
     )
+
+
+FLOOD_AT = 1.0
+"""In seconds, when the greedy tenant comes to the steady one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """A tenant that asks for a fifth of a cluster, alone and when one comes that asks for ten
+    times as much. Figures are from that moment on.
+
+    Attributes:
+        alone_p99, beside_p99: seconds to its first tokens.
+        tokens_per_second: prompt and output of both, while both ask.
+        preemptions: of all workers together.
+    """
+
+    alone_p99: float
+    beside_p99: float
+    tokens_per_second: float
+    preemptions: int
+
+    @property
+    def slower(self) -> float:
+        """By how much the steady one's first tokens are."""
+        return self.beside_p99 / self.alone_p99
+
+
+def sharing(*, seconds: float, rate: float, seed: int = 0, **fields: object) -> Sharing:
+    """`rate`: requests per second of the steady tenant."""
+    steady = tenant_arrivals("steady", 0.0, seconds, rate, seed=seed)
+    greedy = tenant_arrivals("greedy", FLOOD_AT, seconds, 10.0 * rate, seed=seed + 1)
+    alone_p99, _, _ = _share(steady, seconds, fields)
+    beside_p99, tokens_per_second, preemptions = _share(steady + greedy, seconds, fields)
+    return Sharing(
+        alone_p99=alone_p99,
+        beside_p99=beside_p99,
+        tokens_per_second=tokens_per_second,
+        preemptions=preemptions,
+    )
+
+
+def _share(
+    arrivals: Sequence[TraceRequest], seconds: float, fields: dict[str, object]
+) -> tuple[float, float, int]:
+    ordered = sorted(arrivals, key=lambda request: request.at)
+    requests = [replace(r, index=index, line=index + 1) for index, r in enumerate(ordered)]
+    result = simulate(requests, cluster(max_batch_tokens=2048, kv_cache_tokens=80_000, **fields))
+    records = result.records
+    waits = sorted(
+        record.first_at - record.sent_at
+        for record in records
+        if record.first_at is not None
+        and requests[record.index].tenant == "steady"
+        and record.sent_at >= FLOOD_AT
+    )
+    ended = [record for record in records if FLOOD_AT <= record.ended_at < seconds]
+    tokens = sum(record.prompt_tokens + record.output_tokens for record in ended)
+    return (
+        waits[int(0.99 * len(waits))],
+        tokens / (seconds - FLOOD_AT),
+        sum(worker.preemptions for worker in result.workers),
+    )
+
+
+def tenant_arrivals(
+    tenant: str, begin: float, end: float, rate: float, *, seed: int
+) -> list[TraceRequest]:
+    """Poisson arrivals over eight prefixes that only this tenant has."""
+    rng = random.Random(seed)
+    first = 8 * (sum(tenant.encode()) % 1000)
+    requests: list[TraceRequest] = []
+    at = begin + rng.expovariate(rate)
+    while at < end:
+        own = Segment(PRIVATE_ID + 1_000_000 * first + len(requests), rng.randrange(30, 300))
+        requests.append(
+            TraceRequest(
+                index=0,
+                line=1,
+                at=at,
+                segments=(Segment(first + rng.randrange(8), 320), own),
+                output_tokens=rng.randrange(10, 40),
+                tenant=tenant,
+            )
+        )
+        at += rng.expovariate(rate)
+    return requests

@@ -4,7 +4,7 @@ All in virtual time, so the figures are the same on every machine.
 """
 
 import pytest
-from overload_helpers import TIMEOUT_SECONDS, arrivals, cluster, overload
+from overload_helpers import TIMEOUT_SECONDS, arrivals, cluster, overload, sharing
 
 from preble_loadgen.goodput import goodput_of
 from preble_loadgen.report import RequestRecord
@@ -20,6 +20,16 @@ def test_goodput_holds_and_comes_back(local_policy: str) -> None:
     assert seen.during.wasted_tokens < 0.15 * seen.during.good_tokens
     again = {r.error for r in seen.result.records if r.error}
     assert again <= {"overloaded", "deadline_exceeded"}
+
+
+def test_a_steady_tenant_hardly_notices_a_greedy_one_from_when_it_comes() -> None:
+    """Under the policies that know no tenants it waits for seconds."""
+    scene = {"seconds": 5.0, "rate": 12.0, "num_workers": 2}
+    unfair = sharing(policy="longest_prefix", local_policy="lpm", **scene)
+    assert unfair.beside_p99 > 1.0
+    fair = sharing(policy="d2lpm", local_policy="dlpm", **scene)
+    assert fair.slower <= 1.5
+    assert fair.tokens_per_second >= 0.95 * unfair.tokens_per_second
 
 
 def test_nobody_is_refused_where_there_is_no_overload() -> None:

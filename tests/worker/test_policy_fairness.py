@@ -8,27 +8,80 @@ from worker_helpers import StubEngine, make_request
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import PolicyOptions
-from preble_worker.policies.dlpm import OUTPUT_WEIGHT, QUANTUM_TOKENS, Dlpm
+from preble_worker.policies.dlpm import OUTPUT_WEIGHT, QUANTUM_TOKENS, SAVINGS_TOKENS, Dlpm
 from preble_worker.policies.edf import DEMOTED_SHARE, Edf
 from preble_worker.scheduler import LocalScheduler
 
 # dlpm.
 
 
-def test_dlpm_takes_the_best_cached_of_who_has_credit() -> None:
+def books(**credit: float) -> Dlpm:
+    """A policy under which these tenants have that much credit, at most their savings."""
     policy = Dlpm(PolicyOptions())
-    policy.credit = {"rich": 100.0, "poor": -100.0}
+    waits = Job(tenant="first")
+    policy.observe([waits], [], now=0.0)
+    for tenant, tokens in credit.items():
+        spent = int(SAVINGS_TOKENS - tokens)
+        if spent:
+            policy.started(Job(num_tokens=spent, tenant=tenant))
+        assert policy.credit(tenant) == tokens
+    return policy
+
+
+def test_dlpm_takes_the_best_cached_of_who_has_credit() -> None:
+    policy = books(rich=100.0, poor=-100.0)
     cold, warm = Job(tenant="rich"), Job(90, tenant="rich")
-    poor = Job(95, tenant="poor")
-    assert list(policy.order([cold, poor, warm], now=0.0)) == [warm, cold, poor]
+    poor, later = Job(95, tenant="poor"), Job(tenant="rich", arrived_at=1.0)
+    assert list(policy.order([cold, later, poor, warm], now=2.0)) == [warm, cold, poor, later]
 
 
 def test_dlpm_lets_the_old_go_first_within_their_tenant_only() -> None:
-    policy = Dlpm(PolicyOptions())
-    policy.credit = {"a": 1e6, "b": -10.0}
+    policy = books(a=SAVINGS_TOKENS, b=-10.0)
     warm, old = Job(90, tenant="a", arrived_at=9.0), Job(tenant="a", arrived_at=0.0)
     older = Job(tenant="b", arrived_at=-5.0)
     assert list(policy.order([older, old, warm], now=10.0)) == [old, warm, older]
+
+
+def test_dlpm_takes_places_of_whom_one_has_much_credit_on() -> None:
+    policy = books(light=SAVINGS_TOKENS, heavy=-700.0, heavier=-2000.0)
+
+    def running(tenant: str) -> list[Job]:
+        return [Job(tenant=tenant, arrived_at=float(at), runs=True) for at in range(3)]
+
+    light, heavy, heavier = running("light"), running("heavy"), running("heavier")
+    prefills = Job(tenant="heavier", arrived_at=9.0)
+    spare = policy.dispensable([*light, *heavy, *heavier, prefills], now=10.0)
+    assert spare == [*heavier[:0:-1], *heavy[:0:-1], *light[:0:-1]]
+    waits = Job(tenant="light", arrived_at=9.0)
+    assert policy.outranks(waits, heavy[1], now=10.0)
+    assert not policy.outranks(waits, light[1], now=10.0)
+    assert not policy.outranks(heavy[1], waits, now=10.0)
+    assert next(iter(policy.order([Job(99, tenant="heavy"), waits], now=10.0))) is waits
+
+
+def test_dlpm_lets_nobody_save_more_than_so_much() -> None:
+    policy = books(idle=SAVINGS_TOKENS, busy=0.0)
+    for _ in range(100):
+        policy.started(Job(num_tokens=1000, tenant="busy"))
+    assert policy.credit("idle") == policy.credit("new") == SAVINGS_TOKENS
+    assert -1000.0 < policy.credit("busy") <= 0.0
+
+
+@pytest.mark.parametrize("tokens", [300, 100_000])
+def test_dlpm_counts_nothing_against_who_got_what_nobody_else_wanted(tokens: int) -> None:
+    """What runs when another comes does count, up to the savings."""
+    policy = Dlpm(PolicyOptions())
+    for number in range(50):
+        job = Job(num_tokens=tokens, tenant="steady", arrived_at=number + 0.5)
+        policy.observe([job], [], now=number + 1.0)
+        policy.started(job)
+        job.runs, job.num_generated = True, 40
+        policy.ended(job, finished=True)
+    runs = Job(num_tokens=tokens, tenant="steady", runs=True, num_generated=10, standing=0)
+    policy.observe([Job(tenant="other", arrived_at=60.0)], [runs], now=61.0)
+    spent = min(tokens + 10 * OUTPUT_WEIGHT, SAVINGS_TOKENS)
+    assert policy.credit("steady") == SAVINGS_TOKENS - spent
+    assert policy.credit("other") == SAVINGS_TOKENS
 
 
 def served(policy: str, *, num_steps: int) -> tuple[dict[str, float], float]:
@@ -73,12 +126,24 @@ def test_two_backlogged_tenants_get_the_same_but_for_a_bound() -> None:
     assert unfair > 2 * bound
 
 
+def test_dlpm_charges_no_output_that_came_from_elsewhere() -> None:
+    policy = books()
+    resumed = Job(tenant="a", num_generated=500)
+    policy.started(resumed)
+    resumed.num_generated += 10
+    policy.ended(resumed, finished=True)
+    assert policy.credit("a") == SAVINGS_TOKENS - 100 - 10 * OUTPUT_WEIGHT
+    policy.ended(Job(tenant="b", num_generated=500), finished=False)
+    assert policy.credit("b") == SAVINGS_TOKENS
+
+
 def test_dlpm_forgets_who_went_away() -> None:
-    policy = Dlpm(PolicyOptions())
+    policy = books()
     for number in range(10_002):
         policy.started(Job(tenant=f"t{number}"))
-    policy.observe([Job(tenant="t5")], [Job(tenant="t6", runs=True)], now=0.0)
-    assert set(policy.credit) == {"t5", "t6"}
+    policy.observe([Job(tenant="t5")], [Job(tenant="t6", runs=True)], now=1.0)
+    spent = SAVINGS_TOKENS - 100.0
+    assert [policy.credit(f"t{number}") for number in (4, 5, 6)] == [SAVINGS_TOKENS, spent, spent]
 
 
 # edf.
