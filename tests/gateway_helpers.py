@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from preble.cost import CostModel
-from preble.errors import PrebleError
+from preble.errors import Overloaded, PrebleError
 from preble.page_keys import pack_tokens
 from preble.types import FinishReason, LoadReport, WorkerSpec, WorkerState
 from preble_router.config import RouterConfig
@@ -84,6 +84,7 @@ class FakeDispatcher:
     script: Callable[[GenerationRequest], Script] = lambda request: spoken("Hello, world!")
     refusal: PrebleError | None = None
     early_refusal: PrebleError | None = None
+    has_time: bool = True
     is_ready: bool = True
     context_tokens: int | None = CONTEXT_TOKENS
     asked_deadlines: list[float | None] = field(default_factory=list)
@@ -103,6 +104,10 @@ class FakeDispatcher:
         playing = asyncio.create_task(self._play(generation, self.script(request)))
         self.live[request.request_id] = playing
         return generation
+
+    def check_turn(self) -> None:
+        if not self.has_time:
+            raise Overloaded("no time")
 
     def check_admission(
         self, *, num_requests: int = 1, deadline_at: float | None = None, priority: int = 0

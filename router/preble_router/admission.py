@@ -68,7 +68,7 @@ class Admission:
 
     Attributes:
         refusals: by what could not be met: the request's "deadline", the operator's limit to the
-            "queue"; or "live_requests", which is counted by who knows their number.
+            "queue"; or "live_requests" and "router", which are counted by the dispatcher.
         queues: what is booked, by priority.
     """
 

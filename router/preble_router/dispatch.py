@@ -32,6 +32,7 @@ from preble_router.dial import Dial, grpc_dial
 from preble_router.generation import Delta, Generation, GenerationRequest
 from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
+from preble_router.loop_turn import LoopTurn
 from preble_router.membership import Membership
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
@@ -54,6 +55,9 @@ _log = logging.getLogger(__name__)
 TAKEOVER_SECONDS = 5.0
 """How long a request that lost its worker waits for one that can take it over."""
 TICK_SECONDS = 0.05
+TURN_SECONDS = 0.05
+"""What requests with a limit of time may take of one turn of the event loop; the rest of those that
+came in it are refused unread."""
 HEARTBEAT_SECONDS = 0.5
 """An idle worker reports at least so often."""
 
@@ -99,6 +103,7 @@ class Dispatcher:
         )
         self._steps = Steps(config, scheduler, self.membership, self.attempts)
         self._slow_readers = SlowReaders(config.slow_reader_seconds)
+        self._turn = LoopTurn()
         self._accepting = True
         self._opened_at = self._clock()
         self._ticking: asyncio.Task[None] | None = None
@@ -201,6 +206,16 @@ class Dispatcher:
         times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
         if known := [at for at in times if at is not None]:
             self.scheduler.check_wait(latest_at=min(known), priority=priority, now=now)
+
+    def check_turn(self) -> None:
+        """First of all, for a request that has a limit of time: whether there is any to look at it.
+
+        Raises:
+            Overloaded: others that came with it have taken the router's.
+        """
+        if self._turn.seconds(now=self._clock()) > TURN_SECONDS:
+            self.scheduler.admission.refusals["router"] += 1
+            raise Overloaded("the router has more requests to look at than it can in time")
 
     def explain(self, tokens: bytes, *, namespace: str = "", max_tokens: int = 0) -> Explanation:
         """Where would this prompt go, and why? Books nothing. Raises `NoWorkers`."""

@@ -113,10 +113,10 @@ def _count_families(status: "ClusterStatus") -> Iterator[Metric]:
     refusals = CounterMetricFamily(
         "preble_router_refusals",
         "Requests refused for overload, by what would have been exceeded: the request's deadline, "
-        "--max-queue-seconds or --max-live-requests.",
+        "--max-queue-seconds, --max-live-requests or what the router itself can look at in time.",
         labels=["limit"],
     )
-    for limit in ("deadline", "queue", "live_requests"):
+    for limit in ("deadline", "queue", "live_requests", "router"):
         refusals.add_metric([limit], status.refusals.get(limit, 0))
     yield refusals
     yield CounterMetricFamily(

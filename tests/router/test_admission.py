@@ -1,6 +1,8 @@
 """Who is let in under overload: predicted waits against what requests can wait for."""
 
+import asyncio
 import random
+import time
 
 import pytest
 from fake_worker import FakeWorker
@@ -10,6 +12,7 @@ from routing_helpers import route, synced_scheduler, worker_spec
 from preble.errors import Overloaded
 from preble.events import CacheSnapshot
 from preble_router.admission import Correction
+from preble_router.dispatch import TURN_SECONDS
 from preble_router.journal import Journal, placements, replay
 from preble_router.policies import make_policy
 from preble_router.scheduler import GlobalScheduler
@@ -167,6 +170,18 @@ async def test_overload_is_refused_at_once_and_counted() -> None:
         await assert_exact(first)
         await until(lambda: dispatcher.num_live == 0)
         dispatcher.check_admission()
+
+
+async def test_what_comes_in_one_turn_is_looked_at_for_so_long_only() -> None:
+    async with cluster(FakeWorker()) as dispatcher:
+        dispatcher.check_turn()
+        dispatcher.check_turn()
+        time.sleep(1.1 * TURN_SECONDS)  # noqa: ASYNC251 - the loop is to stand still.
+        with pytest.raises(Overloaded):
+            dispatcher.check_turn()
+        assert dispatcher.status().refusals == {"router": 1}
+        await asyncio.sleep(0)
+        dispatcher.check_turn()
 
 
 async def test_a_request_without_a_timeout_gets_the_default_one() -> None:

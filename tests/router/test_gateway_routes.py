@@ -125,6 +125,18 @@ async def test_an_overloaded_router_refuses_before_it_tokenizes():
     assert len(asked) == 2 and all(at is not None for at in asked)
 
 
+@pytest.mark.parametrize("options", [{}, {"default_timeout_seconds": 5.0}])
+async def test_who_has_a_limit_of_time_is_refused_unread_where_there_is_none(options):
+    dispatcher = FakeDispatcher(script=lambda _: spoken("hi"), has_time=False)
+    async with gateway(dispatcher, **options) as served:
+        headers = {"X-Request-Timeout": "3"}
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            response = await served.post(path, {"not": "read"}, headers=headers)
+            assert assert_error(response, 429)["code"] == "overloaded"
+        response = await served.post("/v1/chat/completions", CHAT)
+        assert response.status_code == (429 if options else 200)
+
+
 @pytest.mark.parametrize(
     ("refusal", "status", "code"),
     [

@@ -61,5 +61,12 @@ def make_app(
         exception_handlers={HTTPException: on_error, PrebleError: on_error},
     )
     paths = [route.path for route in routes if isinstance(route, Route)]
-    app.add_middleware(Edge, paths=paths, api_keys=config.api_keys, metrics=metrics)
+    app.add_middleware(
+        Edge,
+        paths=paths,
+        api_keys=config.api_keys,
+        metrics=metrics,
+        all_hurry=bool(config.default_timeout_seconds or config.max_queue_seconds),
+        check_turn=dispatcher.check_turn,
+    )
     return app

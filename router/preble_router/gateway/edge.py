@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from hmac import compare_digest
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,8 @@ from preble_router.validation import check_name
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Served without an API key, for probes and scrapers."""
+
+GENERATING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 
 _POLLED_PATHS = OPEN_PATHS | {"/cluster"}
 
@@ -32,15 +34,26 @@ class Edge:
     Args:
         paths: those that are served; all others are counted together.
         api_keys: empty lets everybody in.
+        all_hurry: every generating request has a limit of time, not only those that state one.
+        check_turn: raises `Overloaded` where there is no time to look at one that has.
     """
 
     def __init__(
-        self, app: ASGIApp, *, paths: Collection[str], api_keys: Sequence[str], metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        paths: Collection[str],
+        api_keys: Sequence[str],
+        metrics: Metrics,
+        all_hurry: bool,
+        check_turn: Callable[[], None],
     ) -> None:
         self._app = app
         self._paths = frozenset(paths)
         self._api_keys = [key.encode() for key in api_keys]
         self._metrics = metrics
+        self._all_hurry = all_hurry
+        self._check_turn = check_turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +76,10 @@ class Edge:
         try:
             _check_request_id(given_id)
             self._check_key(scope["path"], headers.get(b"authorization", b""))
+            if scope["path"] in GENERATING_PATHS and (
+                self._all_hurry or b"x-request-timeout" in headers
+            ):
+                self._check_turn()
             await self._app(scope, receive, send_noting)
         except PrebleError as error:
             record.error = record.error or str(error)
