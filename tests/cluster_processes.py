@@ -170,11 +170,15 @@ class ClusterProcesses:
 
     def start(self, name: str, *command: str) -> None:
         """A process of ours; call it from the main thread, with which it ends at the latest."""
-        own = {"OMP_NUM_THREADS": "1", PARENT_VARIABLE: str(os.getpid())}
+        own = {"OMP_NUM_THREADS": "1", PARENT_VARIABLE: str(os.getpid()), **self.environment(name)}
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **own}
             )
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What else the process is started with."""
+        return {}
 
     def _tails(self, names: list[str]) -> str:
         return "\n".join(

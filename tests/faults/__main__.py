@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from faults.rows import (
+    clock,
     crowd,
     hang,
     kill,
@@ -52,6 +53,7 @@ ROWS = (
     tenants.ROW,
     resources.DISK_FULL,
     resources.DESCRIPTORS,
+    clock.ROW,
     soak.ROW,
 )
 PEER = "sglang-router"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_processes import ClusterProcesses, free_ports
+from faults.clock_shift import ShiftedClocks
 
 from preble.cost import CostModel
 
@@ -64,6 +65,7 @@ class FaultyCluster(ClusterProcesses):
 
     Args:
         options: of `worker_process.py`.
+        shifted_clocks: its processes' wall clocks can be moved.
     """
 
     system = "preble"
@@ -76,12 +78,14 @@ class FaultyCluster(ClusterProcesses):
         options: tuple[str, ...] = (),
         router_options: tuple[str, ...] = (),
         cost: CostModel = COST,
+        shifted_clocks: bool = False,
     ) -> None:
         super().__init__(directory, workers=workers, router_options=router_options)
         self.names = tuple(f"w{index}" for index in range(workers))
         self._cost = directory / "cost.json"
         self._cost.write_text(cost.to_json())
         self._own_options = options
+        self._clocks = ShiftedClocks(directory) if shifted_clocks else None
 
     def start_worker(self, name: str, *options: str) -> None:
         self.start(
@@ -91,6 +95,14 @@ class FaultyCluster(ClusterProcesses):
             *(options or ("--router", self.grpc_address)),
             *self._own_options,
         )
+
+    def environment(self, name: str) -> dict[str, str]:
+        return self._clocks.environment(name) if self._clocks else {}
+
+    def shift_clock(self, name: str, seconds: int) -> None:
+        """The wall clock of that process is so many seconds ahead from now on."""
+        assert self._clocks is not None
+        self._clocks.shift(name, seconds)
 
     def seen(self) -> dict[str, Seen]:
         """Every worker the router knows, by name."""
