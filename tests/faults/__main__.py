@@ -22,6 +22,7 @@ from faults.rows import (
     kill,
     kill_often,
     leave,
+    memory,
     outage,
     overload,
     partition,
@@ -53,6 +54,7 @@ ROWS = (
     tenants.ROW,
     resources.DISK_FULL,
     resources.DESCRIPTORS,
+    memory.ROW,
     clock.ROW,
     soak.ROW,
 )

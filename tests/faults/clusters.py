@@ -5,6 +5,7 @@ a peer   client ── its router ── HTTP ── OpenAI front and worker w0 
 """
 
 import json
+import resource
 import sys
 import time
 import urllib.request
@@ -105,8 +106,9 @@ class FaultyCluster(ClusterProcesses):
         self._clocks.shift(name, seconds)
 
     def seen(self) -> dict[str, Seen]:
-        """Every worker the router knows, by name."""
-        return {each["worker_id"]: Seen.of(each) for each in self.workers() if each["worker_id"]}
+        """Every worker the router knows, by name; where it was before does not count."""
+        found = sorted(self.workers(), key=lambda each: each["state"] != "unreachable")
+        return {each["worker_id"]: Seen.of(each) for each in found if each["worker_id"]}
 
     def busiest(self) -> str:
         seen = self.seen()
@@ -126,6 +128,19 @@ class FaultyCluster(ClusterProcesses):
 
     def unblock(self, name: str) -> None:
         (self.directory / f"{name}.blocked").unlink()
+
+    def leak(self, name: str, *, most: int) -> None:
+        """It keeps a MiB for good with each step, and may have so many bytes more."""
+        pid = self.processes[name].pid
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + most
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, hard))
+        (self.directory / f"{name}.leak").touch()
+
+    def stop_leak(self, name: str) -> None:
+        """Who is started by that name from now on leaks nothing."""
+        (self.directory / f"{name}.leak").unlink()
 
     def slow(self, name: str, factor: float) -> None:
         """Its steps take as many times longer; 1 cures it."""

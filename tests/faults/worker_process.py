@@ -2,6 +2,7 @@
 
     DIRECTORY/NAME.blocked   while it exists, the step loop stands still; the sockets answer on
     DIRECTORY/NAME.slow      steps take as many times longer as the number in it says
+    DIRECTORY/NAME.leak      while it exists, each step keeps another MiB for good
     DIRECTORY/poison         hash of a prompt that kills whichever worker computes it
 
 With --http-port it is an OpenAI server by itself, a router of one worker in the same process: what
@@ -30,9 +31,12 @@ from preble_router.server import RouterServer
 from preble_worker.batch import Batch, Engine
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import load_engine
-from preble_worker.server import WorkerServer, set_up_logging
+from preble_worker.server import WorkerServer, ending_at_failure, set_up_logging
 
 MODEL = "demo"
+MIB = 1 << 20
+LEAKED_BYTES = 1 << 14
+"""At a time: small enough that next to nothing is left for others when there is no more."""
 KNOWN_FIELDS = frozenset(
     {"model", "prompt", "max_tokens", "temperature", "seed", "ignore_eos", "stream"}
 )
@@ -47,6 +51,8 @@ class FaultyEngine:
         self._engine = engine
         self._blocked = directory / f"{name}.blocked"
         self._slow = directory / f"{name}.slow"
+        self._leak = directory / f"{name}.leak"
+        self._leaked: list[bytearray] = []
         self._poison = directory / "poison"
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
@@ -56,6 +62,9 @@ class FaultyEngine:
             hashes = batch.tables.prompt_hash[batch.slots]
             if np.uint64(int(self._poison.read_text())) in hashes:
                 os.kill(os.getpid(), signal.SIGKILL)
+        if self._leak.exists():
+            for _ in range(MIB // LEAKED_BYTES):
+                self._leaked.append(bytearray(LEAKED_BYTES))
         while self._blocked.exists():
             time.sleep(0.01)
         tokens = self._engine.run(batch)
@@ -168,7 +177,7 @@ def main() -> None:
         kv_cache_tokens=options.kv_cache_tokens,
         policy=options.local_policy,
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, ending_at_failure():
         runner.run(serve(options, config))
 
 

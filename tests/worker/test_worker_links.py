@@ -275,6 +275,27 @@ async def test_an_engine_beyond_hope_ends_the_worker():
         await router.until(lambda: router.ended is not None)
 
 
+async def test_an_engine_beyond_hope_ends_a_worker_that_can_start_no_thread(monkeypatch):
+    """As without memory: it would be left as a process that serves nobody."""
+
+    def sleep(_: float) -> None:
+        raise MemoryError
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with worker(simulated(sleep=sleep)) as running, link(running.address) as router:
+        for attempt in (1, 2):
+            await router.submit("a", prompt_of(20), 4, attempt=attempt)
+            assert (await router.finished("a")).finish_reason is FinishReason.ERROR
+        monkeypatch.setattr(server.asyncio, "to_thread", refuse)
+        await router.submit("a", prompt_of(20), 4, attempt=3)
+        with pytest.raises(EngineFailed, match="3 steps in a row"):
+            async with asyncio.timeout(30):
+                await running.wait()
+        monkeypatch.undo()
+
+
 async def test_what_is_in_host_memory_is_told_and_comes_back():
     """Two prompts that do not fit the device together, the first of them twice."""
     options = {"num_pages": 40, "tiers": TierConfig(host_pages=100)}

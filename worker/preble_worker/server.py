@@ -7,15 +7,15 @@ stop:   health off ── take nothing more ── let requests end ── loop 
 import asyncio
 import gc
 import logging
+import os
 import random
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -169,18 +169,26 @@ class WorkerServer:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        """However it goes, the process ends: without memory, or threads, it goes badly."""
+        try:
+            await self._stop_parts()
+        finally:
+            self._ended.set()
+
+    async def _stop_parts(self) -> None:
         await self._health.enter_graceful_shutdown()
         await self._announcer.stop()
         if not self._loop_ended.is_set():
             await self._drain()
             self._engine_loop.post(Stop())
-        if not await asyncio.to_thread(self._engine_loop.join, JOIN_SECONDS):
+        # A loop that has ended is not waited for in a thread: there may be no memory for one.
+        join = self._engine_loop.join
+        if not (self._loop_ended.is_set() or await asyncio.to_thread(join, JOIN_SECONDS)):
             log.error("the engine hangs in a step and is abandoned")
         self._watch.cancel()
         self._service.end_links()
         await self._server.stop(LINK_FLUSH_SECONDS)
         log.info("worker stopped")
-        self._ended.set()
 
     async def _drain(self) -> None:
         self._engine_loop.post(Drain())
@@ -284,9 +292,10 @@ class WorkerServer:
 def run(config: WorkerConfig) -> None:
     """Run a worker until SIGTERM, SIGINT or a router's Drain; a second signal cuts draining short.
 
+    The process ends with code 1 when the engine failed; it must be started again.
+
     Raises:
         ConfigError: the configuration cannot be used.
-        SystemExit: with code 1, the engine failed and the process must be restarted.
     """
     set_up_logging(config.log_level)
     # Loaded before there is an event loop, so that a signal meanwhile ends the process at once.
@@ -295,11 +304,22 @@ def run(config: WorkerConfig) -> None:
     # of a second (measured, 350,000 objects); frozen, they are never walked again.
     gc.collect()
     gc.freeze()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        try:
-            runner.run(_serve(config, loaded))
-        except EngineFailed:
-            sys.exit(1)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner, ending_at_failure():
+        runner.run(_serve(config, loaded))
+
+
+@contextmanager
+def ending_at_failure() -> Iterator[None]:
+    """The engine failed: the process ends at once with code 1.
+
+    Without memory it would hang in its own end, which starts a thread, and nobody would start it
+    again.
+    """
+    try:
+        yield
+    except EngineFailed:
+        logging.shutdown()
+        os._exit(1)
 
 
 def set_up_logging(level: str) -> None:
