@@ -25,7 +25,7 @@ from preble_router.dispatch import Dispatcher, GenerationRequest
 from preble_router.metrics import Metrics
 from preble_router.prompt_encoding import PromptEncoder
 from preble_router.status import status_to_wire
-from preble_router.tenants import tenant_of
+from preble_router.tenants import charged_tokens, tenant_of
 from preble_router.text_generation import TextDelta, TextGeneration, output_budget
 from preble_router.validation import (
     check_name,
@@ -209,6 +209,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             generation.cancel()
             self._metrics.live_requests.dec()
             self._metrics.request_generated(generation.usage)
+            self._metrics.tenant_charged(generation.tenant, charged_tokens(generation.usage))
 
 
 def _read_slo(request: inference_pb2.GenerateRequest, field: str) -> float | None:

@@ -24,6 +24,9 @@ _TTFT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _REQUEST_SECONDS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
+MAX_TENANTS = 100
+"""Clients may name as many as they like, and each is a series for ever."""
+
 
 class SecondsHistogram:
     """A histogram that is told of every token, by one thread: the library's own takes locks, which
@@ -101,10 +104,25 @@ class Metrics:
             for kind in ("prompt", "completion", "cached", "predicted_cached")
         }
 
+        self._charged = Counter(
+            "preble_router_tenant_charged_tokens",
+            "Uncached prompt tokens, and output tokens twice, of ended requests, by who is charged "
+            f"where tenants share fairly; beyond the first {MAX_TENANTS} tenants: (others).",
+            ["tenant"],
+            registry=self.registry,
+        )
+        self._tenants: set[str] = set()
+
     def http_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request ended."""
         self._http_requests.labels(_known(method), route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
+
+    def tenant_charged(self, tenant: str, tokens: float) -> None:
+        """A request of this tenant has ended."""
+        if len(self._tenants) < MAX_TENANTS:
+            self._tenants.add(tenant)
+        self._charged.labels(tenant if tenant in self._tenants else "(others)").inc(tokens)
 
     def request_generated(self, usage: Usage) -> None:
         """A request that generated has ended, well or not."""

@@ -1,8 +1,12 @@
-"""Who is charged for a request where tenants share workers fairly. Pure."""
+"""Who is charged for a request where tenants share workers fairly, and how much. Pure."""
 
 import hashlib
 from collections.abc import Sequence
 
+from preble.types import Usage
+
+OUTPUT_WEIGHT = 2.0
+"""An output token in units of a prompt token that has to be computed."""
 _DIGEST_CHARS = 12
 
 
@@ -24,3 +28,12 @@ def tenant_of(api_keys: Sequence[str], *, authorization: str, namespace: str) ->
         return namespace
     key = authorization.partition(" ")[2].strip()
     return f"key-{hashlib.sha256(key.encode()).hexdigest()[:_DIGEST_CHARS]}"
+
+
+def charged_tokens(usage: Usage) -> float:
+    """What a request that ended cost its tenant: the prompt tokens that were computed for it, and
+    its output. Nothing if it had none: then nobody knows whether it was computed at all."""
+    if not usage.completion_tokens:
+        return 0.0
+    computed = usage.prompt_tokens - usage.cached_tokens
+    return max(1, computed) + OUTPUT_WEIGHT * usage.completion_tokens

@@ -57,6 +57,11 @@ class TextGeneration:
         return self._generation.worker_id
 
     @property
+    def tenant(self) -> str:
+        """Who is charged for it."""
+        return self._generation.request.tenant
+
+    @property
     def predicted_cached_tokens(self) -> int:
         """Prompt tokens the router expected that worker to have cached."""
         return self._generation.predicted_cached_tokens

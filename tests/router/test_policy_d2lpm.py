@@ -6,8 +6,9 @@ from collections import Counter
 from routing_helpers import pages, synced_scheduler
 
 from preble.types import LoadReport
-from preble_router.policies.d2lpm import MAX_TENANTS, OUTPUT_WEIGHT, QUANTUM_TOKENS, DoubleDeficit
+from preble_router.policies.d2lpm import MAX_TENANTS, QUANTUM_TOKENS, DoubleDeficit
 from preble_router.stimuli import Progress, RequestFinished, RouteRequest, StepReport
+from preble_router.tenants import OUTPUT_WEIGHT
 
 RNG = random.Random(0)
 

@@ -17,6 +17,7 @@ from preble_router.gateway.errors import error_json
 from preble_router.gateway.record import RequestRecord
 from preble_router.gateway.responses import Choice, ResponseEncoder, error_event, total_usage
 from preble_router.metrics import Metrics
+from preble_router.tenants import charged_tokens
 from preble_router.text_generation import TextDelta, TextGeneration
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ class LiveRequest:
         self._record.usage = total_usage(usages, num_choices=self._num_choices)
         self._record.worker_ids = tuple(generation.worker_id for generation in self._generations)
         self._metrics.request_generated(self._record.usage)
+        charged = sum(map(charged_tokens, usages))
+        self._metrics.tenant_charged(self._generations[0].tenant, charged)
 
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -19,12 +19,11 @@ from preble_router.booking import Booking
 from preble_router.candidates import Candidates, draw
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.residence import ClusterNode
+from preble_router.tenants import OUTPUT_WEIGHT
 from preble_router.worker_table import Column
 
 QUANTUM_TOKENS = 4096.0
 """Credit with each worker that a tenant gets when it has none anywhere."""
-OUTPUT_WEIGHT = 2.0
-"""An output token in units of a prompt token that has to be computed."""
 MAX_TENANTS = 10_000
 """More than that: who was placed longest ago is forgotten."""
 
