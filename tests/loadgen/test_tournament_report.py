@@ -187,6 +187,22 @@ def test_capacity_over_seeds_and_the_best_rivals() -> None:
     assert row.ratio("least_loaded") == pytest.approx(20.0 / 12.5)
 
 
+def test_two_bounds_on_the_same_side_tell_no_ratio() -> None:
+    """A sweep that began at a higher rate makes nobody better who misses every rate."""
+    cells = [
+        *sweep("preble", {5.0: 3.0, 10.0: 9.0, 20.0: 9.0}),
+        *sweep("sticky", {10.0: 3.0, 20.0: 9.0}),
+    ]
+    (row,) = capacities(cells)
+    assert row.best_rival == "sticky" and row.ratio("sticky") is None
+    (row,) = capacities([*cells, *sweep("e2", {5.0: 1.0, 10.0: 9.0})])
+    assert row.best_rival == "e2" and row.ratio("e2") == pytest.approx(5.0 / row.of["e2"].rate.mean)
+    (row,) = capacities(
+        [*sweep("preble", {5.0: 1.0, 9.0: 1.0}), *sweep("e2", {5.0: 1.0, 8.0: 1.0})]
+    )
+    assert row.ratio("e2") is None
+
+
 def test_one_rate_is_no_sweep_and_a_closed_loop_is_none_either() -> None:
     assert capacities([make_cell(rate=10.0)]) == []
     assert capacities([make_cell(rate=0.0), make_cell(rate=0.0, load=2.0)]) == []

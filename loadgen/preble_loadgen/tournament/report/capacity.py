@@ -39,10 +39,16 @@ class CapacityRow:
     best_blind: str | None
 
     def ratio(self, rival: str | None) -> float | None:
-        """Ours over the rival's; more is better."""
+        """Ours over the rival's; more is better.
+
+        None where both are bounds on the same side: the sweep has not told which carries more.
+        """
         if rival is None or OURS not in self.of:
             return None
-        return self.of[OURS].rate.mean / self.of[rival].rate.mean
+        own, other = self.of[OURS], self.of[rival]
+        if (own.at_most and other.at_most) or (own.at_least and other.at_least):
+            return None
+        return own.rate.mean / other.rate.mean
 
 
 def is_kept(cell: CellFigures) -> bool:
@@ -113,9 +119,14 @@ def capacities(cells: Iterable[CellFigures]) -> list[CapacityRow]:
 def _row(setting: Setting, found: dict[str, Capacity]) -> CapacityRow:
     rivals = [policy for policy in found if not is_own(policy)]
     blind = [policy for policy in rivals if policy in CACHE_BLIND]
+
+    # An upper bound is the lowest rate of a sweep, and some policies were not swept as low.
+    def worth(policy: str) -> tuple[bool, float]:
+        return not found[policy].at_most, found[policy].rate.mean
+
     return CapacityRow(
         setting=setting,
         of=found,
-        best_rival=max(rivals, key=lambda policy: found[policy].rate.mean, default=None),
-        best_blind=max(blind, key=lambda policy: found[policy].rate.mean, default=None),
+        best_rival=max(rivals, key=worth, default=None),
+        best_blind=max(blind, key=worth, default=None),
     )

@@ -237,7 +237,8 @@ def capacity_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
 def _best(rows: Sequence[CapacityRow], sharing: set[str]) -> Table:
     return Table(
         title="preble and the best of the others",
-        text="Requests/s; ratios above 1 mean that preble carries more.",
+        text="Requests/s; ratios above 1 mean that preble carries more. There is none where both"
+        " kept, or both missed, every rate of the sweep.",
         columns=(
             "Workload",
             "Section",
