@@ -30,7 +30,8 @@ async def test_a_restarted_router_finds_the_caches_again(tmp_path: Path) -> None
 
 def test_clients_workers_and_router_count_the_same_cached_tokens(tmp_path: Path) -> None:
     trace = tmp_path / "conversations.jsonl"
-    trace.write_text("\n".join(_conversations(sessions=12, turns=5)))
+    # No multiple of the workers: round robin would keep every conversation where it is.
+    trace.write_text("\n".join(_conversations(sessions=13, turns=5)))
     outcomes = [
         replay_under(policy, trace, tmp_path, limit=60, rate=20.0, engine="simulated")
         for policy in ("preble", "round_robin")
