@@ -364,6 +364,9 @@ class WireContext:
     def peer(self) -> str:
         return self._wire.router
 
+    async def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        """They are no message."""
+
     async def write(self, message: pb.WorkerMessage) -> None:
         self._wire.send_up(message)
 

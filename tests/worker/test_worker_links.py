@@ -8,6 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from worker_link_helpers import (
+    PATIENCE_SECONDS,
     Gate,
     LinkClient,
     link,
@@ -23,7 +24,7 @@ from preble.transport import aio_channel, bearer
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
-from preble_worker import router_link, server
+from preble_worker import engine_loop, router_link, server
 from preble_worker.config import TierConfig
 from preble_worker.loop_messages import EngineFailed
 
@@ -141,15 +142,31 @@ async def test_unknown_messages_are_ignored():
 
 async def test_garbage_ends_the_link_alone():
     async with worker() as running, aio_channel(running.address) as channel:
-        call = channel.stream_stream("/preble.v1.Worker/Link")()
-        await call.write(pb.RouterMessage(attach=pb.Attach()).SerializeToString())
-        await call.write(b"\xff\xff\xff")
-        with pytest.raises(grpc.aio.AioRpcError):
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        await _send_garbage(channel)
         async with link(running.address) as router:
             await router.submit("a", prompt_of(20), 4)
             await router.finished("a")
+
+
+async def test_garbage_ends_a_link_whose_hello_is_still_being_written():
+    large = "w" * 1_000_000
+    async with (
+        worker(worker_id=large) as running,
+        small_window(running.address) as channel,
+    ):
+        await _send_garbage(channel, wait_seconds=0.5)
+
+
+async def _send_garbage(channel: grpc.aio.Channel, wait_seconds: float = 0.0) -> None:
+    """Returns when the worker has ended the link."""
+    call = channel.stream_stream("/preble.v1.Worker/Link")()
+    await call.write(pb.RouterMessage(attach=pb.Attach()).SerializeToString())
+    await call.write(b"\xff\xff\xff")
+    await asyncio.sleep(wait_seconds)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
 
 
 async def test_routers_present_the_token():
@@ -294,6 +311,22 @@ async def test_an_engine_beyond_hope_ends_a_worker_that_can_start_no_thread(monk
             async with asyncio.timeout(30):
                 await running.wait()
         monkeypatch.undo()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_step_loop_that_dies_without_a_word_ends_the_worker(monkeypatch):
+    """As when there is not even the memory to say why."""
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    async with worker(simulated(sleep=die)) as running, link(running.address) as router:
+        monkeypatch.setattr(engine_loop.log, "critical", die)
+        await router.submit("a", prompt_of(20), 4)
+        with pytest.raises(EngineFailed, match="died without a word"):
+            async with asyncio.timeout(30):
+                await running.wait()
+        await router.until(lambda: router.ended is not None)
 
 
 async def test_what_is_in_host_memory_is_told_and_comes_back():

@@ -49,10 +49,15 @@ class EngineLoop:
             self._steps.commands.extend(commands)
             self._wakeup.notify()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread turns, or at least has not ended."""
+        return self._thread.is_alive()
+
     def join(self, timeout_seconds: float | None = None) -> bool:
         """Wait for the thread to end; False if it has not. A hung engine never ends."""
         self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
+        return not self.is_alive
 
     def _main(self) -> None:
         failure = None

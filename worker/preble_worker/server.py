@@ -58,6 +58,8 @@ LAG_POLL_SECONDS = 0.002
 HANG_SECONDS = 2.0
 """Silence of the step loop, beyond the step it announced, after which health says NOT_SERVING."""
 
+WATCH_SECONDS = 0.25
+
 JOIN_SECONDS = 5.0
 """A step in flight may take as long when the worker stops; a hung engine is abandoned."""
 
@@ -260,7 +262,12 @@ class WorkerServer:
         """Health follows the step loop's reports: an engine that hangs is not serving."""
         hangs = False
         while True:
-            await asyncio.sleep(0.25)
+            may_speak = self._engine_loop.is_alive
+            await asyncio.sleep(WATCH_SECONDS)
+            if not (may_speak or self._loop_ended.is_set()):
+                # What it said last has had the time to come. It may have had no memory to say it.
+                self._pass_on(Stopped(EngineFailed("the step loop died without a word")))
+                return
             silent = self._event_loop.time() > self._silent_at
             if silent != hangs:
                 hangs = silent

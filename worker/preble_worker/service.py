@@ -137,6 +137,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 grpc.StatusCode.INVALID_ARGUMENT, "the first message of a link must be Attach"
             )
             raise AssertionError("abort raises")
+        # With the first message it would go out twice were the link cut meanwhile; gRPC then sends
+        # no status at all, and the caller waits for ever.
+        await context.send_initial_metadata(())
         link = RouterLink(
             next(self._numbers),
             router_id=first.attach.router_id,
