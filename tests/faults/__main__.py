@@ -18,6 +18,7 @@ from pathlib import Path
 from faults.rows import (
     clock,
     crowd,
+    events,
     hang,
     kill,
     kill_often,
@@ -56,6 +57,7 @@ ROWS = (
     resources.DESCRIPTORS,
     memory.ROW,
     clock.ROW,
+    events.ROW,
     soak.ROW,
 )
 PEER = "sglang-router"
@@ -63,7 +65,7 @@ PEER = "sglang-router"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row and what was seen; `peer` is "–" where it cannot take part."""
+    """A row and what was seen; `peer` also says why there is nothing."""
 
     row: Row
     ours: Outcome
@@ -125,8 +127,8 @@ async def run_row(row: Row, options: argparse.Namespace, progress: Progress) -> 
 
     try:
         ours = await _measure(row, trial(None))
-        peer = "–"
-        if row.peer and options.peer:
+        peer = f"– ({row.no_peer or 'not asked for'})"
+        if options.peer and not row.no_peer:
             peer = (await _measure(row, trial(options.peer))).seen
     finally:
         progress.remove_task(task)
@@ -156,7 +158,7 @@ async def run_rows(options: argparse.Namespace, console: Console) -> list[Line]:
             console.print(f"{mark} {row.name:10} {line.seconds:4.0f} s  {line.ours.seen}")
             for failure in line.ours.failures[:5]:
                 console.print(f"           {failure}", markup=False)
-            if line.peer != "–":
+            if options.peer:
                 console.print(f"{'':18} {PEER}: {line.peer}")
     return lines
 

@@ -5,11 +5,13 @@ a peer   client ── its router ── HTTP ── OpenAI front and worker w0 
 """
 
 import json
+import os
 import resource
 import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ COST = CostModel(
 )
 """A step takes 20 ms with 12 requests. Were it 20 ms with any number, it would be right to send all
 to one worker."""
+TESTS = Path(__file__).parent.parent
 WORKER = str(Path(__file__).with_name("worker_process.py"))
 END_WITH_PARENT = """
 import runpy
@@ -98,7 +101,8 @@ class FaultyCluster(ClusterProcesses):
         )
 
     def environment(self, name: str) -> dict[str, str]:
-        return self._clocks.environment(name) if self._clocks else {}
+        path = os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", "")))
+        return {"PYTHONPATH": path} | (self._clocks.environment(name) if self._clocks else {})
 
     def shift_clock(self, name: str, seconds: int) -> None:
         """The wall clock of that process is so many seconds ahead from now on."""
@@ -145,6 +149,18 @@ class FaultyCluster(ClusterProcesses):
     def slow(self, name: str, factor: float) -> None:
         """Its steps take as many times longer; 1 cures it."""
         (self.directory / f"{name}.slow").write_text(str(factor))
+
+    def garble(self, share: float) -> None:
+        """From now on each of `garbled_events.FAULTS` happens to that share of all workers' batches
+        of events; 1 loses all of them."""
+        for name in self.names:
+            (self.directory / f"{name}.garble").write_text(str(share))
+
+    def garbled(self) -> list[tuple[str, float]]:
+        """What happened, and when on `time.monotonic`."""
+        records = self.directory.glob("*.garbled")
+        lines = [line.split() for record in records for line in record.read_text().splitlines()]
+        return sorted(((what, float(at)) for what, at in lines), key=itemgetter(1))
 
     def poison(self, prompt_hash: int) -> None:
         """Whoever computes this prompt dies of it."""

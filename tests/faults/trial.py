@@ -69,14 +69,14 @@ class Row:
 
     Attributes:
         name: for `--only`.
-        peer: `sglang-router` can take part.
+        no_peer: why `sglang-router` cannot take part; "" where it can.
     """
 
     name: str
     fault: str
     to_reach: str
     measure: Callable[[Trial], Awaitable[Outcome]]
-    peer: bool = True
+    no_peer: str = ""
 
 
 def failures(*loads: Load) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
     DIRECTORY/NAME.blocked   while it exists, the step loop stands still; the sockets answer on
     DIRECTORY/NAME.slow      steps take as many times longer as the number in it says
     DIRECTORY/NAME.leak      while it exists, each step keeps another MiB for good
+    DIRECTORY/NAME.garble    see `garbled_events`
     DIRECTORY/poison         hash of a prompt that kills whichever worker computes it
 
 With --http-port it is an OpenAI server by itself, a router of one worker in the same process: what
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import uvloop
+from faults.garbled_events import GarbledEvents, GarbledServer
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preble_deploy.lifeline import end_with_parent
@@ -31,7 +33,7 @@ from preble_router.server import RouterServer
 from preble_worker.batch import Batch, Engine
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import load_engine
-from preble_worker.server import WorkerServer, ending_at_failure, set_up_logging
+from preble_worker.server import ending_at_failure, set_up_logging
 
 MODEL = "demo"
 MIB = 1 << 20
@@ -134,7 +136,8 @@ async def serve(options: argparse.Namespace, config: WorkerConfig) -> None:
     """Until SIGTERM."""
     loaded = load_engine(config)
     engine = FaultyEngine(loaded.engine, options.directory, options.name)
-    worker = WorkerServer(config, replace(loaded, engine=engine))
+    worker = GarbledServer(config, replace(loaded, engine=engine))
+    worker.garbled = GarbledEvents(options.directory, options.name)
     address = await worker.start()
     front = None
     if options.http_port:

@@ -6,13 +6,13 @@ The real page caches of the worker, the real feed and tree of the router, a wire
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from corrupt_events import corrupted
 from routing_helpers import worker_spec
 from true_cache import PAGE_TOKENS, TrueCache
 
-from preble.events import CacheEvents, CacheSnapshot, Evicted, SnapshotRequest, Stored
+from preble.events import CacheEvents, CacheSnapshot, SnapshotRequest
 from preble.page_keys import KEY_BYTES
 from preble.types import LoadReport
 from preble_router.event_feed import RETRY_SECONDS
@@ -130,26 +130,6 @@ class Wire:
         if self._swapped is not None:
             swapped, self._swapped = self._swapped, None
             self._send(CacheChanged(self.name, swapped))
-
-
-def corrupted(batch: CacheEvents, rng: random.Random) -> CacheEvents:
-    """With something in it changed, as a bug would."""
-    kind = rng.randrange(5)
-    if kind == 0:
-        return replace(batch, seq=rng.randrange(1, 1 << 40))
-    if kind == 1:
-        return replace(batch, epoch=rng.randrange(1 << 40))
-    at = rng.randrange(len(batch.events))
-    event = batch.events[at]
-    path = bytearray(event.path)
-    if kind == 2:
-        path = path[: -rng.randrange(1, KEY_BYTES)]
-    elif kind == 3:
-        path[rng.randrange(len(path))] ^= 1 << rng.randrange(8)
-    else:
-        path = path[: -KEY_BYTES or None]
-    wrong = Stored(bytes(path)) if rng.random() < 0.5 else Evicted(bytes(path), rng.randrange(4))
-    return replace(batch, events=(*batch.events[:at], wrong, *batch.events[at + 1 :]))
 
 
 class Cluster:

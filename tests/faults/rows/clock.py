@@ -62,5 +62,4 @@ ROW = Row(
     fault="wall clocks of router and workers jump by ±1 h",
     to_reach="0 failed by it; recovery ≤ 2 s",
     measure=measure,
-    peer=False,
 )

@@ -60,5 +60,4 @@ ROW = Row(
     fault="the busiest worker leaks until it gets no more memory",
     to_reach="0 failed by it; recovery ≤ 2 s",
     measure=measure,
-    peer=False,
 )

@@ -148,5 +148,5 @@ ROW = Row(
     fault="two routers on the same workers, one partitioned from half of them for 10 s",
     to_reach="0 failed through the other",
     measure=measure,
-    peer=False,
+    no_peer="no two routers that share anything",
 )

@@ -84,7 +84,7 @@ DISK_FULL = Row(
     fault="the disk of the router's journal is full",
     to_reach="0 failed by it",
     measure=measure_disk,
-    peer=False,
+    no_peer="keeps no journal",
 )
 DESCRIPTORS = Row(
     name="descriptors",

@@ -19,7 +19,7 @@ WARM_UP = 0.3
 
 async def measure(trial: Trial) -> Outcome:
     """Resident memory and descriptors of the router, which alone lives through it all."""
-    minutes = trial.soak_minutes or trial.pick(0.5, 3.0)
+    minutes = trial.pick(0.5, 3.0) if trial.is_peer else trial.soak_minutes or trial.pick(0.5, 3.0)
     period = min(KILL_SECONDS, 15.0 * minutes)
     samples: list[tuple[float, float, float]] = []
     with trial.cluster(options=("--kv-cache-tokens", "40000")) as cluster:
@@ -64,5 +64,4 @@ ROW = Row(
     fault="soak with a kill each minute (30 minutes: `--soak-minutes 30`)",
     to_reach="memory slope ≤ 1 MiB/10 min, descriptors flat, 0 failed",
     measure=measure,
-    peer=False,
 )

@@ -59,5 +59,5 @@ ROW = Row(
     fault="tenant A backlogged 10×, B steady",
     to_reach="B's p99 TTFT ≤ 1.5× alone; throughput ≥ 0.95 of unfair longest-prefix",
     measure=measure,
-    peer=False,
+    no_peer="knows no tenants",
 )
