@@ -52,7 +52,7 @@ class ValidateSettings(Settings):
         Field(None, description="Instead, a file that `preble replay` reads.")
     )
     requests: Annotated[int, Field(ge=1), Flag(metavar="N", panel=REQUESTS)] = Field(
-        150, description="How many requests; the first third is a rehearsal."
+        300, description="How many requests; the first third is a rehearsal."
     )
     rate: Annotated[float, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
         1.0,
