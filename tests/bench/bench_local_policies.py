@@ -16,6 +16,7 @@ from worker_helpers import StubEngine, make_request
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import POLICY_NAMES, PolicyOptions
 from preble_worker.policies.adaptive import Adaptive, Prospect, Room, Runner
+from preble_worker.policies.pace import Pace
 from preble_worker.scheduler import LocalScheduler
 
 NUM_STEPS = 64
@@ -63,7 +64,15 @@ def plan_seconds(num_candidates: int) -> list[float]:
     """CPU time of plans of `adaptive` for so many that wait, of all ages, and 24 that may pause."""
     policy = Adaptive(PolicyOptions())
     jobs = [Job(arrived_at=-0.005 * number) for number in range(num_candidates)]
-    room = Room(pages=0, count=64, num_live=num_candidates, hidden_share=None, hidden_seconds=0.0)
+    room = Room(
+        pages=0,
+        count=64,
+        num_live=num_candidates,
+        hidden_share=None,
+        hidden_seconds=0.0,
+        pace=Pace(512, 0.1),
+        tokens=2048,
+    )
     runners = [Runner(Job(), 50 + number, 0.03) for number in range(24)]
     seconds = []
     for _ in range(NUM_STEPS):
@@ -76,6 +85,7 @@ def plan_seconds(num_candidates: int) -> list[float]:
                 slo_seconds=1.0,
                 pages=10 + number % 60,
                 can_wait=number % 3 == 0,
+                tokens=16 * (10 + number % 60),
             )
             for number, job in enumerate(jobs)
         ]

@@ -1,6 +1,8 @@
 """The policy `adaptive`: the choice against brute force, and requests in the hidden form."""
 
 import random
+from itertools import combinations
+from math import inf
 
 import pytest
 from local_policy_helpers import Job as Request
@@ -10,9 +12,20 @@ from preble.cost import CostModel
 from preble_worker.config import TierConfig
 from preble_worker.policies import PolicyOptions
 from preble_worker.policies.adaptive import Adaptive, Prospect, Room, Runner
-from preble_worker.policies.knapsack import Choice, Form, Job, choose, increments, value_of
+from preble_worker.policies.knapsack import (
+    Budgets,
+    Choice,
+    Form,
+    Job,
+    choose,
+    increments,
+    value_of,
+)
+from preble_worker.policies.pace import Due, Pace, best_pace, most_in_time
 
 FULL = Form(1.0, 0.0)
+AT_EASE = {"pace": Pace(100_000, 1e-3), "tokens": 100_000}
+"""All that wait are computed in time."""
 
 
 def random_jobs(rng: random.Random, most: int) -> list[Job]:
@@ -24,7 +37,9 @@ def random_jobs(rng: random.Random, most: int) -> list[Job]:
     for _ in range(rng.randrange(1, most + 1)):
         forms = tuple(form for form in smaller if rng.random() < 0.8)
         worth = rng.choice([rng.random(), 100.0 * rng.random(), 1e-3])
-        jobs.append(Job(worth, rng.choice([1.0, 2.0, 3.0, 10.0, 50.0]), (*forms, FULL)))
+        pages = rng.choice([1.0, 2.0, 3.0, 10.0, 50.0])
+        tokens = rng.choice([0.0, 1.0, 10.0, 16.0 * pages])
+        jobs.append(Job(worth, pages, (*forms, FULL), tokens=tokens))
     return jobs
 
 
@@ -32,24 +47,31 @@ def weight_of(choice: Choice, jobs: list[Job]) -> float:
     return sum(jobs[number].weight(form) for number, form in choice.items())
 
 
-def optimum(jobs: list[Job], pages: float) -> float:
+def optimum(jobs: list[Job], pages: float, tokens: float = inf) -> float:
     """By trying everything that could still be better than the best so far."""
     best = 0.0
 
-    def search(number: int, value: float, left: float, at_most: float) -> None:
+    def search(number: int, value: float, left: float, tokens: float, at_most: float) -> None:
         nonlocal best
         best = max(best, value)
         if number == len(jobs) or value + at_most <= best:
             return
-        job = jobs[number]
-        at_most -= job.worth
-        for form in job.forms:
-            if job.weight(form) <= left:
-                search(number + 1, value + job.value(form), left - job.weight(form), at_most)
-        search(number + 1, value, left, at_most)
+        job, rest = jobs[number], at_most - jobs[number].worth
+        after = tokens - tokens_of(job, budget)
+        for form in job.forms if after >= 0.0 else ():
+            weight = job.weight(form)
+            if weight <= left:
+                search(number + 1, value + job.value(form), left - weight, after, rest)
+        search(number + 1, value, left, tokens, rest)
 
-    search(0, 0.0, pages, sum(job.worth for job in jobs))
+    budget = tokens
+    search(0, 0.0, pages, tokens, sum(job.worth for job in jobs))
     return best
+
+
+def tokens_of(job: Job, budget: float) -> float:
+    """A job longer than the budget takes it all."""
+    return min(job.tokens, budget)
 
 
 @pytest.mark.parametrize(("most", "rounds"), [(4, 1000), (8, 3000)])
@@ -63,13 +85,93 @@ def test_the_choice_is_worth_at_least_half_of_the_optimum(most: int, rounds: int
         assert 2.0 * value_of(choice, jobs) >= optimum(jobs, pages) - 1e-9, seed
 
 
+@pytest.mark.parametrize(("most", "rounds"), [(4, 1000), (8, 3000)])
+def test_with_two_budgets_it_is_worth_at_least_a_quarter(most: int, rounds: int) -> None:
+    """And half where the tokens of all fit."""
+    num_bound = 0
+    for seed in range(rounds):
+        rng = random.Random(seed)
+        jobs = random_jobs(rng, most)
+        pages = rng.choice([1.0, 5.0, 10.0, 50.0, 80.0])
+        tokens = rng.choice([1.0, 12.0, 40.0, 200.0, 900.0])
+        choice = choose(jobs, pages=pages, count=len(jobs), tokens=tokens)
+        assert weight_of(choice, jobs) <= pages
+        assert sum(tokens_of(jobs[number], tokens) for number in choice) <= tokens
+        binds = sum(job.tokens for job in jobs) > tokens
+        share = 4.0 if binds else 2.0
+        assert share * value_of(choice, jobs) >= optimum(jobs, pages, tokens) - 1e-9, seed
+        num_bound += binds
+    assert rounds > num_bound > rounds // 3
+
+
+def test_with_two_budgets_a_quarter_is_nearly_all_that_can_be_promised() -> None:
+    jobs = [
+        Job(0.51, 49.0, (FULL,), tokens=1.0),
+        Job(0.54, 52.0, (FULL,), tokens=1.0),
+        Job(0.99, 99.0, (FULL,), tokens=0.0),
+        Job(1.0, 1.0, (FULL,), tokens=100.0),
+    ]
+    choice = choose(jobs, pages=100.0, count=4, tokens=100.0)
+    ratio = value_of(choice, jobs) / optimum(jobs, 100.0, 100.0)
+    assert 0.25 <= ratio < 0.28
+
+
+def is_in_time(dues: list[Due], pace: Pace) -> bool:
+    total = 0
+    for due in dues:
+        total += due.tokens
+        if pace.seconds_until(total) > due.seconds:
+            return False
+    return True
+
+
+def test_as_many_first_tokens_are_in_time_as_can_be() -> None:
+    """Against every subset, in the order of its objectives, which is the best for any subset."""
+    num_late = 0
+    for seed in range(2000):
+        rng = random.Random(seed)
+        pace = Pace(rng.choice([1, 8, 64]), rng.choice([0.01, 0.1]), rng.choice([0, 0, 50]))
+        dues = [
+            Due(rng.choice([0.1, 0.5, 1.0]) * rng.random(), rng.choice([1, 5, 40, 200]), number)
+            for number in range(rng.randrange(9))
+        ]
+        kept, left_out = most_in_time(dues, pace)
+        assert sorted([*kept, *left_out]) == list(range(len(dues)))
+        assert is_in_time([dues[number] for number in kept], pace)
+        more = combinations(sorted(dues), min(len(kept) + 1, len(dues)))
+        assert not left_out or not any(is_in_time(list(some), pace) for some in more), seed
+        num_late += len(left_out)
+    assert num_late > 1000
+
+
+def test_steps_are_as_long_as_the_objective_allows() -> None:
+    """A step of 1 ms and 0.1 ms for each token: the shorter the objective, the fewer tokens; and
+    all that is possible where no objective can be met.
+    """
+    cost = CostModel(
+        name="test",
+        fixed=1e-3,
+        per_prefill_token=1e-4,
+        per_attention=0.0,
+        per_decode=0.0,
+        per_context_token=0.0,
+    )
+
+    def tokens(slo: float) -> int:
+        return best_pace(cost, most=4096, decodes=0, context=0.0, slo=slo, ahead=0).tokens
+
+    assert [tokens(slo) for slo in (0.05, 0.2, 1.0, 100.0)] == [64, 128, 256, 4096]
+    assert best_pace(cost, most=5, decodes=0, context=0.0, slo=1.0, ahead=0).tokens == 5
+    assert best_pace(cost, most=0, decodes=9, context=0.0, slo=1.0, ahead=0).tokens == 1
+
+
 def test_increments_are_concave() -> None:
     for seed in range(500):
         for job in random_jobs(random.Random(seed), 4):
-            found = increments(0, job, 1e9)
+            found = increments(0, job, Budgets(1e9, 100.0, 0.02, 0.01))
             densities = [step.density for step in found]
             assert densities == sorted(densities, reverse=True)
-            assert all(step.value > 0.0 and step.weight > 0.0 for step in found)
+            assert all(step.value > 0.0 and step.pages > 0.0 for step in found)
             assert [step.below for step in found] == [None, *(step.form for step in found[:-1])]
 
 
@@ -176,9 +278,19 @@ def random_plan(rng: random.Random) -> tuple[Room, list[Prospect], list[Runner],
         num_live=rng.randrange(1, 30),
         hidden_share=0.5,
         hidden_seconds=rng.choice([1e-6, 1e-3, 0.1]),
+        pace=Pace(rng.choice([64, 512]), 0.1),
+        tokens=rng.choice([100, 1000, 100_000]),
     )
     waiting = [
-        Prospect(Request(), 3.0 * rng.random(), rng.random(), 1.0, rng.randrange(1, 30), False)
+        Prospect(
+            Request(),
+            3.0 * rng.random(),
+            rng.random(),
+            1.0,
+            rng.randrange(1, 30),
+            can_wait=False,
+            tokens=rng.randrange(1, 300),
+        )
         for _ in range(rng.randrange(6))
     ]
     hidden = [Runner(Request(runs=True), rng.randrange(1, 20)) for _ in range(rng.randrange(4))]
@@ -215,7 +327,7 @@ def test_nobody_leaves_its_form_while_that_is_still_best() -> None:
 
 
 def test_who_runs_leaves_the_hidden_form_also_when_no_place_is_free() -> None:
-    room = Room(pages=10, count=0, num_live=4, hidden_share=0.5, hidden_seconds=0.01)
+    room = Room(pages=10, count=0, num_live=4, hidden_share=0.5, hidden_seconds=0.01, **AT_EASE)
     runner = Runner(Request(runs=True), 20)
     plan = Adaptive(PolicyOptions()).plan([], room, hidden=[runner])
     assert plan.upgrades == [runner.candidate]
@@ -225,9 +337,13 @@ def test_who_runs_leaves_the_hidden_form_also_when_no_place_is_free() -> None:
 @pytest.mark.parametrize("room_pages", [60, 50])
 def test_nobody_is_paused_who_makes_room_for_nobody(room_pages: int, pause_seconds: float) -> None:
     """Three newcomers of 20 pages, and runners of 10 that are worth hardly anything."""
-    prospects = [Prospect(Request(), 0.2, 0.1, 1.0, 20, False) for _ in range(3)]
+    prospects = [
+        Prospect(Request(), 0.2, 0.1, 1.0, 20, can_wait=False, tokens=320) for _ in range(3)
+    ]
     runners = [Runner(Request(runs=True), 10, pause_seconds) for _ in range(4)]
-    room = Room(pages=room_pages, count=9, num_live=7, hidden_share=None, hidden_seconds=0.0)
+    room = Room(
+        pages=room_pages, count=9, num_live=7, hidden_share=None, hidden_seconds=0.0, **AT_EASE
+    )
     plan = Adaptive(PolicyOptions()).plan(prospects, room, pausable=runners)
     assert len(plan.starts) == 3
     assert len(plan.pauses) == (60 - room_pages) // 10

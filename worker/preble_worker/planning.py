@@ -4,6 +4,7 @@ from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
 from preble_worker.page_cache import PageCache
 from preble_worker.policies.adaptive import TOKENS_PER_PAUSE, Adaptive, Prospect, Room, Runner
+from preble_worker.policies.pace import Pace, best_pace
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
 from preble_worker.slots import Slots
@@ -18,6 +19,7 @@ class Planning:
 
     Attributes:
         review_at_step: the batch after which the next plan is due.
+        prompt_tokens: how many a step computes at most, besides the decodes.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Planning:
         slots: Slots,
     ) -> None:
         self.review_at_step = 0
+        self.prompt_tokens = config.max_batch_tokens
         self._policy = policy
         self._config = config
         self._waiting = waiting
@@ -50,9 +53,12 @@ class Planning:
             return []
         self.review_at_step = step + PLAN_STEPS
         waiting = self._waiting.window()
+        prospects = self._prospects(waiting, now)
+        pace = self._pace(prospects)
+        self.prompt_tokens = pace.tokens
         plan = self._policy.plan(
-            self._prospects(waiting, now),
-            self._room(),
+            prospects,
+            self._room(pace),
             hidden=[self._hidden(s) for s in decodes.sequences if s.is_hidden],
             pausable=self._pausable(min((s.priority for s in waiting), default=0)),
         )
@@ -72,7 +78,7 @@ class Planning:
         pausable = self._pausable(newest.priority)
         return max(pausable, key=lambda r: r.pages).candidate if pausable else newest
 
-    def _room(self) -> Room:
+    def _room(self, pace: Pace) -> Room:
         num_running = len(self._running)
         return Room(
             pages=max(self._cache.num_available - num_running, 0),
@@ -80,6 +86,20 @@ class Planning:
             num_live=num_running + len(self._waiting),
             hidden_share=self._hidden_share,
             hidden_seconds=self._hidden_seconds,
+            pace=pace,
+            tokens=PLAN_STEPS * pace.tokens - pace.ahead,
+        )
+
+    def _pace(self, prospects: list[Prospect[Sequence]]) -> Pace:
+        """By the shortest objective among those who wait."""
+        decodes = self._running.decodes
+        return best_pace(
+            self._cost,
+            most=self._config.max_batch_tokens - len(decodes),
+            decodes=len(decodes),
+            context=float(decodes.context_tokens),
+            slo=min((p.slo_seconds for p in prospects), default=self._config.ttft_slo_seconds),
+            ahead=self._running.prefills.num_missing,
         )
 
     def _prospects(self, waiting: list[Sequence], now: float) -> list[Prospect[Sequence]]:
@@ -102,6 +122,7 @@ class Planning:
                     self._wanted_pages(sequence, used),
                     sequence.has_output
                     and sequence.num_output >= TOKENS_PER_PAUSE * sequence.num_pauses,
+                    sequence.num_tokens - cached,
                 )
             )
         return prospects

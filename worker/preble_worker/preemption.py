@@ -25,6 +25,7 @@ class Preemption:
 
     Attributes:
         review_at_step: the batch after which the next review is due.
+        prompt_tokens: how many a step computes at most, besides the decodes.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Preemption:
         config: SchedulerConfig,
     ) -> None:
         self.review_at_step = 0
+        self.prompt_tokens = config.max_batch_tokens
         self._policy = policy
         self._waiting = waiting
         self._running = running

@@ -162,7 +162,7 @@ class LocalScheduler:
         if self._preemption:
             self._make_room(self._preemption, now)
         self._grow_decodes(now)
-        budget = self.config.max_batch_tokens - len(self._decodes)
+        budget = self._prompt_tokens()
         for sequence in self._prefills.sequences:
             if budget:
                 budget -= self._prefills.take(sequence, budget)
@@ -287,6 +287,11 @@ class LocalScheduler:
             sequence.requeue()
             self._waiting.add(sequence, now=now)
         self._host.forget(now=now)
+
+    def _prompt_tokens(self) -> int:
+        """What the decodes leave of the step's budget, or what the policy wants of that."""
+        left = self.config.max_batch_tokens - len(self._decodes)
+        return min(left, self._preemption.prompt_tokens) if self._preemption else left
 
     def _has_room(self, budget: int) -> bool:
         """Whether somebody waits, and only pages could be lacking."""

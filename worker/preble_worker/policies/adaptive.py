@@ -6,6 +6,7 @@ from math import inf
 from typing import Generic
 
 from preble_worker.policies.knapsack import Form, Job, choose
+from preble_worker.policies.pace import Due, Pace, most_in_time
 from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
 
 PIN_AFTER_SLOS = 5.0
@@ -30,6 +31,7 @@ class Prospect(Generic[C]):
         slo_seconds: objective for the one or the other.
         pages: that it takes at full precision.
         can_wait: it had output enough for its pauses, so that this one misses no objective.
+        tokens: to be computed before its next one.
     """
 
     candidate: C
@@ -38,6 +40,7 @@ class Prospect(Generic[C]):
     slo_seconds: float
     pages: int
     can_wait: bool
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class Room:
         num_live: requests that every delay delays.
         hidden_share: of the pages that the hidden form takes, None where there is none.
         hidden_seconds: what a page's tokens, in the hidden form, add to a step.
+        pace: at which prompts are computed.
+        tokens: that are computed until the next plan.
     """
 
     pages: int
@@ -70,6 +75,8 @@ class Room:
     num_live: int
     hidden_share: float | None
     hidden_seconds: float
+    pace: Pace
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +95,15 @@ class Plan(Generic[C]):
 
 
 class Adaptive:
-    """Most value for the pages: value is the time that a request has been pending.
+    """Most value for the pages and the tokens: value is the time that a request has been pending.
 
     Running a request in the hidden form saves pages and costs rho seconds per page and step, which
-    all N live requests wait for. A request that has missed its objective counts next to nothing,
-    because nothing can be won: those are served with the room that the others leave.
+    all N live requests wait for.
+
+    Every objective bounds the tokens that may be computed until then. So of those who wait as many
+    as can be are in time (`pace`), and those among them who start do it in that order. A request
+    that has missed its objective, or would make several others miss theirs, counts next to nothing,
+    because nothing can be won: those are served with the pages and tokens that the others leave.
 
     Who runs stays, until pages are short, but for those that can be paused at no loss: they swap,
     and have had 100 tokens for each pause, so that the 99th percentile of their gaps still meets
@@ -136,7 +147,7 @@ class Adaptive:
             hidden: run in the hidden form.
             pausable: run, and may be paused.
         """
-        pinned, in_time, late = _by_hope(waiting)
+        pinned, in_time, late = _by_hope(waiting, room.pace)
         drag = room.hidden_seconds * room.num_live
         forms = (FULL,) if room.hidden_share is None else (Form(room.hidden_share, drag), FULL)
         pages = float(room.pages + sum(runner.pages for runner in pausable))
@@ -151,17 +162,18 @@ class Adaptive:
         pages -= sum(jobs[i].weight(form) for i, form in choice.items())
         begin_hidden = len(in_time) + len(pausable)
 
-        best_first = sorted(choice, key=lambda i: -jobs[i].value(choice[i]) / jobs[i].pages)
         starts = [(p.candidate, False) for p in first]
         starts += [
-            (in_time[i].candidate, choice[i] is not FULL) for i in best_first if i < len(in_time)
+            (p.candidate, choice[i] is not FULL) for i, p in enumerate(in_time) if i in choice
         ]
         num_kept = sum(len(in_time) <= i < begin_hidden for i in choice)
-        starts += _best_of(late, pages, count - len(starts) - num_kept)
+        tokens = room.tokens - sum(p.tokens for p in first)
+        tokens -= sum(p.tokens for i, p in enumerate(in_time) if i in choice)
+        starts += _best_of(late, pages, count - len(starts) - num_kept, tokens)
         _rank([*pinned, *in_time, *late], starts)
         return Plan(
             starts,
-            [hidden[i - begin_hidden].candidate for i in best_first if i >= begin_hidden],
+            [hidden[i - begin_hidden].candidate for i in choice if i >= begin_hidden],
             [r.candidate for i, r in enumerate(pausable, len(in_time)) if i not in choice],
         )
 
@@ -177,28 +189,27 @@ def _rank(prospects: list[Prospect[C]], starts: list[tuple[C, bool]]) -> None:
 
 
 def _by_hope(
-    waiting: Sequence[Prospect[C]],
+    waiting: Sequence[Prospect[C]], pace: Pace
 ) -> tuple[list[Prospect[C]], list[Prospect[C]], list[Prospect[C]]]:
-    """The pinned, oldest first; those with an objective to be met, and the others, both by value
-    per page.
+    """The pinned, oldest first; as many as can meet their objectives, in the order in which they
+    do; and the others.
     """
     pinned: list[Prospect[C]] = []
-    in_time: list[tuple[float, int, Prospect[C]]] = []
-    late: list[tuple[float, int, Prospect[C]]] = []
+    dues: list[Due] = []
+    late: list[Prospect[C]] = []
     for number, p in enumerate(waiting):
-        pending, slo, pages = p.pending_seconds, p.slo_seconds, p.pages
-        weight = pages if pages > 0.5 else 0.5
-        whole = pending + p.first_seconds
+        pending, slo = p.pending_seconds, p.slo_seconds
         if pending >= PIN_AFTER_SLOS * slo:
             pinned.append(p)
-        elif p.can_wait or whole > slo:
-            late.append((-_late_worth(p) / weight, number, p))
+        elif p.can_wait or pending + p.first_seconds > slo:
+            late.append(p)
         else:
-            in_time.append((-whole / weight, number, p))
+            dues.append(Due(slo - pending, p.tokens, number))
     pinned.sort(key=lambda p: p.candidate.arrived_at)
-    in_time.sort()
-    late.sort()
-    return pinned, [entry[2] for entry in in_time], [entry[2] for entry in late]
+    in_time, left_out = most_in_time(dues, pace)
+    late += [waiting[number] for number in left_out]
+    late.sort(key=lambda p: -_late_worth(p) / _weight(p.pages))
+    return pinned, [waiting[number] for number in in_time], late
 
 
 def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> list[Prospect[C]]:
@@ -212,11 +223,13 @@ def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> lis
     return chosen
 
 
-def _best_of(late: list[Prospect[C]], pages: float, count: int) -> list[tuple[C, bool]]:
+def _best_of(
+    late: list[Prospect[C]], pages: float, count: int, tokens: float
+) -> list[tuple[C, bool]]:
     """Of those with nothing to win, with what room is left, at full precision."""
-    small = [p for p in late if p.pages <= pages] if count > 0 else []
-    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,)) for p in small]
-    choice = choose(jobs, pages=pages, count=count)
+    small = [p for p in late if p.pages <= pages] if count > 0 and tokens > 0 else []
+    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,), tokens=p.tokens) for p in small]
+    choice = choose(jobs, pages=pages, count=count, tokens=tokens)
     return [(p.candidate, False) for number, p in enumerate(small) if number in choice]
 
 

@@ -11,10 +11,18 @@ That is a knapsack with a choice of sizes. On the upper concave envelope of a jo
 taken by value per page until one does not fit, the critical one. What was taken, or the one job to
 which the critical increment belongs, is worth at least half of the optimum: both together are worth
 more than all that fits even where jobs can be split. Then whatever still fits is added to either.
+
+Tokens to be computed are a second budget. Where all jobs together keep within it, all is as above.
+Else a job weighs w / pages + tokens / budget of tokens. Whatever fits both budgets weighs at most
+2; what was taken and the critical increment overflow one of them, so they weigh over 1, at a higher
+density. So the better of the two is worth at least a quarter of the optimum. More cannot be said:
+two jobs of half the pages and few tokens each, a little denser than one of all pages and one of all
+tokens, keep those two out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -36,12 +44,14 @@ class Job:
         pages: that it takes at full precision, more than 0.
         forms: those it can have, smallest share first.
         places: that it takes, 0 if it has one already.
+        tokens: to be computed, whatever the form.
     """
 
     worth: float
     pages: float
     forms: tuple[Form, ...]
     places: int = 1
+    tokens: float = 0.0
 
     def weight(self, form: Form) -> float:
         return form.share * self.pages
@@ -53,84 +63,118 @@ class Job:
 class Increment(NamedTuple):
     """Job `job` in `form` instead of the form `below`, None for not at all.
 
-    `density` is `value` per `weight`, `places` those that it takes more.
+    It takes `pages`, `tokens` and `places` more; `density` is its value per weight.
     """
 
     job: int
     below: Form | None
     form: Form
     value: float
-    weight: float
+    pages: float
+    tokens: float
     density: float
     places: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What all that run may take together.
+
+    Attributes:
+        per_page, per_token: what a page and a token weigh.
+    """
+
+    pages: float
+    tokens: float = inf
+    per_page: float = 1.0
+    per_token: float = 0.0
 
 
 Choice = dict[int, Form]
 """Form of each job that is to run."""
 
 
-def increments(number: int, job: Job, budget: float) -> list[Increment]:
-    """The envelope of `job` among the forms that fit `budget`: falling density, rising weight."""
+def increments(number: int, job: Job, budgets: Budgets) -> list[Increment]:
+    """The envelope of `job` among the forms that fit: falling density, rising weight."""
     found: list[Increment] = []
+    tokens = min(job.tokens, budgets.tokens)
     for form in job.forms:
         whole = form.share * job.pages
-        if whole > budget:
+        if whole > budgets.pages:
             break
         while True:
-            below, value, weight = None, job.worth - form.drag * job.pages, whole
+            below, value = None, job.worth - form.drag * job.pages
+            pages, new_tokens, places = whole, tokens, job.places
             if found:
                 below = found[-1].form
                 value -= job.value(below)
-                weight -= job.weight(below)
+                pages -= job.weight(below)
+                new_tokens, places = 0.0, 0
             if value <= 0.0:
                 break
-            density = value / weight
+            density = value / (pages * budgets.per_page + new_tokens * budgets.per_token)
             if found and density >= found[-1].density:
                 found.pop()
                 continue
-            places = 0 if found else job.places
-            found.append(Increment(number, below, form, value, weight, density, places))
+            found.append(Increment(number, below, form, value, pages, new_tokens, density, places))
             break
     return found
 
 
-def choose(jobs: Sequence[Job], *, pages: float, count: int) -> Choice:
-    """Forms of the jobs to run, with at most `pages` and `count` places together.
+def choose(jobs: Sequence[Job], *, pages: float, count: int, tokens: float = inf) -> Choice:
+    """Forms of the jobs to run, with at most `pages` and `count` places together, and `tokens`; who
+    has more tokens than that alone takes all of them.
 
-    Where `count` does not bind, their value is at least half of what is possible.
+    Where `count` does not bind, their value is at least half of what is possible, or a quarter
+    where `tokens` do.
     """
-    steps = [step for number, job in enumerate(jobs) for step in increments(number, job, pages)]
+    if pages <= 0.0:
+        return {}
+    budgets = Budgets(pages)
+    if sum(job.tokens for job in jobs) > tokens:
+        budgets = Budgets(pages, tokens, 1.0 / pages, 1.0 / max(tokens, 1.0))
+    steps = [step for number, job in enumerate(jobs) for step in increments(number, job, budgets)]
     steps.sort(key=attrgetter("density"), reverse=True)
-    taken, critical = _take(steps, {}, pages, count)
+    left = _Left(pages, budgets.tokens, count)
+    taken: Choice = {}
+    critical = _take(steps, taken, left)
     if critical is None:
         return taken
-    alone: Choice = {critical.job: critical.form}
-    left = pages - jobs[critical.job].weight(critical.form)
-    alone, _ = _take(steps, alone, left, count - jobs[critical.job].places, pass_over=True)
-    left = pages - sum(jobs[number].weight(form) for number, form in taken.items())
-    count -= sum(jobs[number].places for number in taken)
-    taken, _ = _take(steps, taken, left, count, pass_over=True)
+    job, alone = jobs[critical.job], {critical.job: critical.form}
+    of_job = min(job.tokens, budgets.tokens)
+    beside = _Left(pages - job.weight(critical.form), budgets.tokens - of_job, count - job.places)
+    _take(steps, alone, beside, pass_over=True)
+    _take(steps, taken, left, pass_over=True)
     return max(taken, alone, key=lambda choice: value_of(choice, jobs))
 
 
+@dataclass(slots=True)
+class _Left:
+    """Of the budgets."""
+
+    pages: float
+    tokens: float
+    count: int
+
+
 def _take(
-    steps: list[Increment], chosen: Choice, pages: float, count: int, *, pass_over: bool = False
-) -> tuple[Choice, Increment | None]:
+    steps: list[Increment], chosen: Choice, left: _Left, *, pass_over: bool = False
+) -> Increment | None:
     """Add to `chosen` what fits, up to the first increment that does not, which is returned; or
     with `pass_over` whatever fits.
     """
-    chosen = dict(chosen)
     for step in steps:
-        if chosen.get(step.job) is not step.below or count < step.places:
+        if chosen.get(step.job) is not step.below or left.count < step.places:
             continue
-        if step.weight > pages:
+        if step.pages > left.pages or step.tokens > left.tokens:
             if pass_over:
                 continue
-            return chosen, step
+            return step
         chosen[step.job] = step.form
-        pages -= step.weight
-        count -= step.places
-    return chosen, None
+        left.pages -= step.pages
+        left.tokens -= step.tokens
+        left.count -= step.places
+    return None
 
 
 def value_of(choice: Choice, jobs: Sequence[Job]) -> float:
