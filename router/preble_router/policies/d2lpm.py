@@ -1,12 +1,14 @@
 """Double deficit longest prefix match (arXiv 2501.14312): locality, balanced for each tenant alone.
 
 A tenant has credit with every worker, and goes to the one with most of its prompt cached among
-those with which it has any; it pays there for the prompt tokens that have to be computed, and for
-its output. When it has credit nowhere, it gets a quantum everywhere. Which tenant is served first
-is the workers' business: their local policy is to be `dlpm`.
+those with which it has any, where several have as much to the one with most credit. It pays there
+for the prompt tokens that have to be computed, and for its output, as predicted until it has ended.
+When it has credit nowhere, it gets a quantum everywhere. Which tenant is served first is the
+workers' business: their local policy is to be `dlpm`.
 
 Bound: what a tenant is charged by any two workers that are open to it all along differs by at most
-a quantum and one largest request.
+a quantum and one largest request. So who asks the cluster for less than its share asks no worker
+for more, but for as much: less than what `dlpm` lets it have at once.
 """
 
 import random
@@ -22,8 +24,9 @@ from preble_router.residence import ClusterNode
 from preble_router.tenants import OUTPUT_WEIGHT
 from preble_router.worker_table import Column
 
-QUANTUM_TOKENS = 4096.0
-"""Credit with each worker that a tenant gets when it has none anywhere."""
+QUANTUM_TOKENS = 2048.0
+"""Credit with each worker that a tenant gets when it has none anywhere: half of what it can have
+saved there (`preble_worker.policies.dlpm`)."""
 MAX_TENANTS = 10_000
 """More than that: who was placed longest ago is forgotten."""
 
@@ -45,6 +48,7 @@ class DoubleDeficit(RoutingPolicy):
         slots = candidates.open_slots[credit[candidates.open_slots] > 0.0]
         cached = candidates.cached_tokens[slots]
         slots = slots[cached == cached.max()]
+        slots = slots[credit[slots] == credit[slots].max()]
         outstanding = candidates.table.outstanding_tokens[slots]
         slot = draw(slots[outstanding == outstanding.min()], rng)
         return Choice(slot, f"longest prefix with credit: {candidates.cached_tokens[slot]:.0f}")
@@ -77,9 +81,11 @@ class DoubleDeficit(RoutingPolicy):
         if len(self.credit) > MAX_TENANTS:
             self.credit.popitem(last=False)
         credit[booking.slot] -= booking.prefill_tokens
+        credit[booking.slot] -= OUTPUT_WEIGHT * booking.predicted_output_tokens
         self._tenants[booking.request_id] = tenant
 
     def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
         credit = self.credit.get(self._tenants.pop(booking.request_id))
         if credit is not None:
-            credit[booking.slot] -= OUTPUT_WEIGHT * booking.output_tokens
+            unused = booking.predicted_output_tokens - booking.output_tokens
+            credit[booking.slot] += OUTPUT_WEIGHT * unused
