@@ -103,7 +103,9 @@ class Answer:
 class Questions:
     """An endless source of questions of a few families, each sharing `shared_words` at its head.
 
-    They take turns in streaming and not, greedy and seeded, unless told otherwise.
+    They take turns in streaming and not, greedy and seeded, unless told otherwise. Answers are
+    `max_tokens` long, or, with `varied`, that in the mean: those that began together do not all
+    end together then.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Questions:
         shared_words: int = 150,
         own_words: int = 20,
         max_tokens: int = 40,
+        varied: bool = False,
         stream: bool | None = None,
         tenant: str = "",
         timeout_seconds: float | None = None,
@@ -126,6 +129,7 @@ class Questions:
         self._heads = [self._words(shared_words, heads) for _ in range(families)]
         self._own_words = own_words
         self._max_tokens = max_tokens
+        self._varied = varied
         self._stream = stream
         self._tenant = tenant
         self._timeout_seconds = timeout_seconds
@@ -141,7 +145,9 @@ class Questions:
         prompt = f"{rng.choice(self._heads)} {own}"
         tokens = self._tokenizer.encode(prompt)
         seed = rng.randrange(2**31)
-        max_tokens = max_tokens or self._max_tokens
+        if not max_tokens:
+            most = self._max_tokens
+            max_tokens = rng.randint(most // 2, most + most // 2) if self._varied else most
         expected = simulated_tokens(
             tokens, seed, max_tokens, self._shape.vocab_size, excluded=self._shape.eos_token_ids
         )
