@@ -83,17 +83,25 @@ def test_a_load_means_the_same_on_a_faster_device() -> None:
     assert nominal_rate(contest, fast) == pytest.approx(contest.rate * speedup)
 
 
-def test_the_slo_follows_the_mean_prompt() -> None:
+def test_the_slo_follows_the_prompts() -> None:
     cost = load_cost_model(REFERENCE)
 
-    def load(tokens: int) -> Load:
-        request = TraceRequest(
-            index=0, line=1, at=0.0, segments=(Segment(1, tokens),), output_tokens=1
-        )
-        return Load([request], [0.0])
+    def ttft(name: str, *prompts: int) -> float:
+        requests = [
+            TraceRequest(index=0, line=1, at=0.0, segments=(Segment(1, size),), output_tokens=1)
+            for size in prompts
+        ]
+        return slo_of(CONTESTS[name], Load(requests, [0.0] * len(requests)), cost).ttft
 
-    assert slo_of(load(100), cost).ttft == 1.0
-    assert slo_of(load(20_000), cost).ttft == 3.0 * cost.prefill_seconds(20_000.0, 0.0)
+    def alone(size: int) -> float:
+        return cost.prefill_seconds(float(size), 0.0)
+
+    assert ttft("tool_use", 100) == 1.0
+    assert ttft("tool_use", 20_000) == 3.0 * alone(20_000)
+    assert ttft("no_sharing", 20_000) == 3.0 * alone(20_000)
+    long = (*[1000] * 95, *[30_000] * 5)
+    assert ttft("tool_use", *long) == 3.0 * alone(2450)
+    assert ttft("no_sharing", *long) == 2.0 * alone(30_000)
 
 
 def test_a_trace_keeps_its_shape_at_another_rate(tmp_path: Path) -> None:

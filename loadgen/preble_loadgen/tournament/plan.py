@@ -43,6 +43,16 @@ VARIANTS = (
     *(("tool_use", "zipf"), ("tool_use", "bursty"), ("tool_use", "drift")),
     *(("tool_use", "hot-burst"), ("long_documents", "bursty"), ("video_qa", "zipf")),
 )
+FARTHER = {
+    ("programming", ""): (2.0,),
+    ("embodied_agent", ""): (2.0,),
+    ("video_qa", "zipf"): (1.5, 2.0),
+    ("tool_use", "bursty"): (0.4,),
+    ("long_documents", "bursty"): (0.4,),
+    ("azure_code", ""): (0.1, 0.2),
+    ("servegen", ""): (0.4,),
+}
+"""Further loads, where the others do not reach from idle to past saturation."""
 SCENARIOS = ("hot_prefix", "shared_system_prompt", "quiet_burst", "families")
 
 FAULTS_AT = 20.0
@@ -110,6 +120,9 @@ def _peers(scope: Scope) -> Iterator[CellKey]:
     yield from peers(main, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS)
     yield from peers(main, policies=CONTENDERS, loads=LOADS, seeds=SEEDS)
     yield from peers(more, policies=CONTENDERS, loads=FEW_LOADS, seeds=SEEDS)
+    if not scope.quick:
+        for contest, loads in FARTHER.items():
+            yield from peers((contest,), policies=CONTENDERS, loads=loads, seeds=SEEDS)
     yield from peers((*main, *more), policies=OTHERS, loads=FEW_LOADS, seeds=SEEDS[:1])
 
 

@@ -48,7 +48,7 @@ def run_cell(key: CellKey, traces: Path | None) -> CellFigures:
     cell = figures(
         key,
         result,
-        slo=slo_of(load, cost),
+        slo=slo_of(contest, load, cost),
         wall_seconds=time.perf_counter() - began_at,
         families=_families(load) if contest.has_families else (),
         with_load=key.seed == 1 and key.num_workers <= 8 and key.load == 1.0,
