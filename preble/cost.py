@@ -67,8 +67,13 @@ class CostModel:
             + self.per_hidden_token * hidden_tokens
         )
         traffic = self.weight_read + self.per_context_token * context_tokens
-        begun = self.fixed + self.per_product * products
-        return begun + (max(compute, traffic) if self.roofline else compute + traffic)
+        return self.fixed + self.per_product * products + self.overlapped(compute, traffic)
+
+    def overlapped(self, compute: float, traffic: float) -> float:
+        """Seconds of a step's compute and memory traffic together, from those of each."""
+        if self.roofline:
+            return compute if compute > traffic else traffic
+        return compute + traffic
 
     def prefill_seconds(self, new: Tokens, cached: Tokens) -> Tokens:
         """Compute time of `new` prompt tokens behind `cached` ones, steps' fixed part left out.

@@ -46,9 +46,9 @@ class Node(Generic[P]):
         return f"Node({len(self.edge)} bytes, {len(self.children)} children, {self.payload!r})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Match(Generic[P]):
-    """How far a path runs along the tree.
+    """How far a path runs along the tree. Not frozen: one is made for each request.
 
     Attributes:
         nodes: the nodes matched to the end of their edge, from the root's child downwards.

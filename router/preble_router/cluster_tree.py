@@ -91,16 +91,16 @@ class ClusterTree:
         None counts for more than `most`.
         """
         tokens = np.zeros(len(self._holdings))
+        page_tokens = self.page_tokens
         seen = 0
         if match.partial is not None:
             seen = match.partial.payload.warm
             if seen:
-                assign(tokens, seen, min(match.num_pages * self.page_tokens, most))
-        nodes, ends = match.nodes, match.ends
-        for i in range(len(nodes) - 1, -1, -1):
-            warm = nodes[i].payload.warm
+                assign(tokens, seen, min(match.num_pages * page_tokens, most))
+        for node, end in zip(reversed(match.nodes), reversed(match.ends), strict=True):
+            warm = node.payload.warm
             if warm != seen:
-                assign(tokens, warm & ~seen, min(ends[i] * self.page_tokens, most))
+                assign(tokens, warm & ~seen, min(end * page_tokens, most))
                 seen = warm
         return tokens
 
@@ -275,8 +275,9 @@ class ClusterTree:
         nodes = self._cover(path, match)
         for node in reversed(nodes):
             residence = node.payload
+            expected = residence.expected
             residence.uses += 1
-            residence.expected[slot] = residence.expected.get(slot, 0) + 1
+            expected[slot] = expected.get(slot, 0) + 1
             residence.warm |= bit
             if residence.holders & bit:
                 held.move_to_end(node)

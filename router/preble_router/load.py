@@ -35,7 +35,8 @@ class WorkerLoad:
         queued_tokens: O above. unreported_tokens: U above.
         decode_tokens: output tokens to come of our decoding requests.
         context_tokens: prompt and output tokens of all our live requests.
-        num_queued, num_decoding: our requests before and after their first token.
+        num_live: our requests on this worker that have not ended. num_queued, num_decoding: of
+            them, before and after their first token.
         others_prefill_tokens, others_requests, others_context_tokens: what the last report showed
             beyond our books.
         report: the last one.
@@ -50,6 +51,7 @@ class WorkerLoad:
         "context_tokens",
         "decode_tokens",
         "num_decoding",
+        "num_live",
         "num_queued",
         "others_context_tokens",
         "others_prefill_tokens",
@@ -68,6 +70,7 @@ class WorkerLoad:
         self.unreported_need = 0.0
         self.decode_tokens = 0.0
         self.context_tokens = 0
+        self.num_live = 0
         self.num_queued = 0
         self.num_decoding = 0
         self.others_prefill_tokens = 0
@@ -84,16 +87,6 @@ class WorkerLoad:
     # What is known
 
     @property
-    def num_live(self) -> int:
-        """Our requests on this worker that have not ended."""
-        return self.num_queued + self.num_decoding
-
-    @property
-    def num_requests(self) -> int:
-        """All routers' requests on this worker, as far as known."""
-        return self.num_live + self.others_requests
-
-    @property
     def prefill_tokens(self) -> int:
         """Prompt tokens it has yet to compute, all routers' together; the formula above."""
         return min(
@@ -101,14 +94,13 @@ class WorkerLoad:
             self.queued_tokens + self.others_prefill_tokens,
         )
 
-    @property
-    def free_tokens(self) -> float:
+    def free_tokens_beside(self, prefill_tokens: int) -> float:
         """Tokens of KV that new requests can have without evicting anything.
 
-        What is queued comes first: its pages are still free, but spoken for.
+        What is queued, `prefill_tokens`, comes first: its pages are still free, but spoken for.
         """
         free = self.report.free_pages * self.spec.page_tokens - self.unreported_need
-        return max(free + self.unreported_tokens - self.prefill_tokens, 0.0)
+        return max(free + self.unreported_tokens - prefill_tokens, 0.0)
 
     @property
     def speed_ratio(self) -> float:
@@ -118,11 +110,12 @@ class WorkerLoad:
     @property
     def is_full(self) -> bool:
         """It has as many requests as one whose speed is unknown may have."""
-        return self.num_requests >= self._ramp_up.limit
+        return self.num_live + self.others_requests >= self._ramp_up.limit
 
     # What changes it
 
     def book(self, booking: Booking) -> None:
+        self.num_live += 1
         self.num_queued += 1
         self.queued_tokens += booking.prefill_tokens
         self.context_tokens += booking.prompt_tokens
@@ -147,6 +140,7 @@ class WorkerLoad:
     def close(self, booking: Booking) -> None:
         """The attempt ended, however: take it off."""
         self._mark_reported(booking)
+        self.num_live -= 1
         self.context_tokens -= booking.context_tokens
         if booking.is_decoding:
             self.num_decoding -= 1
@@ -199,6 +193,7 @@ class WorkerLoad:
         decoding = [b for b in live if b.is_decoding]
         unreported = [b for b in live if b.is_unreported]
         assert (self.num_queued, self.num_decoding) == (len(queued), len(decoding))
+        assert self.num_live == len(live)
         assert self.queued_tokens == sum(b.prefill_tokens for b in queued)
         assert self.context_tokens == sum(b.context_tokens for b in live)
         assert abs(self.decode_tokens - sum(b.decode_tokens for b in decoding)) < 1e-3

@@ -32,9 +32,12 @@ class PriorityQueues:
     def wait_seconds(self, table: WorkerTable, priority: int) -> Column:
         """Until a prefill of `priority` placed now would start, per slot: the share of the whole
         wait that is not behind it. What other routers have queued is taken to be the same mix."""
-        lower = [lane for level, lane in self._tokens.items() if level < priority]
-        if not lower:
+        for level in self._tokens:
+            if level < priority:
+                break
+        else:
             return table.wait_seconds
+        lower = [lane for level, lane in self._tokens.items() if level < priority]
         share = np.ones(table.num_slots)
         for slot in {slot for lane in lower for slot in lane}:
             total = sum(lane.get(slot, 0) for lane in self._tokens.values())

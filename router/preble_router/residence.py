@@ -1,6 +1,6 @@
 """What hangs on a node of the router's tree: who holds its pages, and who needs it."""
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from preble.prefix_tree import Match, Node
 
 _FEW_SLOTS = 8
-"""Up to so many set bits, a loop over them is cheaper than NumPy's unpacking."""
+"""Up to so many set bits, a loop over them is cheaper than NumPy."""
 
 
 class Residence:
@@ -61,21 +61,28 @@ ClusterNode = Node[Residence]
 ClusterMatch = Match[Residence]
 
 
-def slots_of(mask: int) -> Iterator[int]:
-    """The set bits of `mask`, lowest first."""
+@lru_cache(maxsize=1024)
+def slots_of(mask: int) -> tuple[int, ...]:
+    """The set bits of `mask`, lowest first. The same few sets come again and again."""
+    slots = []
     while mask:
         low = mask & -mask
-        yield low.bit_length() - 1
+        slots.append(low.bit_length() - 1)
         mask ^= low
+    return tuple(slots)
 
 
 def assign(tokens: npt.NDArray[np.float64], mask: int, count: int) -> None:
     """Set `tokens[slot] = count` for every bit of `mask`."""
-    if mask.bit_count() <= _FEW_SLOTS:
-        while mask:
-            low = mask & -mask
-            tokens[low.bit_length() - 1] = count
-            mask ^= low
-        return
-    bits = np.frombuffer(mask.to_bytes((len(tokens) + 7) // 8, "little"), np.uint8)
-    tokens[np.unpackbits(bits, count=len(tokens), bitorder="little").view(np.bool_)] = count
+    if mask.bit_count() > _FEW_SLOTS:
+        tokens[_index_of(mask)] = count
+    else:
+        for slot in slots_of(mask):
+            tokens[slot] = count
+
+
+@lru_cache(maxsize=1024)
+def _index_of(mask: int) -> npt.NDArray[np.intp]:
+    """As `slots_of`."""
+    octets = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+    return np.flatnonzero(np.unpackbits(np.frombuffer(octets, np.uint8), bitorder="little"))

@@ -9,6 +9,8 @@ import random
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 from preble.errors import PeerError
 from preble_router.admission import Admission
 from preble_router.booking import EXPECTED_SECONDS, Booking
@@ -150,14 +152,16 @@ class GlobalScheduler:
         most = max(request.num_tokens - 1, 0) // self.page_tokens * self.page_tokens
         warm = self._tree.warm_tokens(match, most=most)
         cached, held = self._host_tree.with_loaded(warm, request.page_keys, self._table, most=most)
+        length = np.array(float(request.num_tokens))
         return Candidates(
             request=request,
             now=now,
             open_slots=open_slots,
             barred=barred,
             cached_tokens=cached,
-            missed_tokens=request.num_tokens - cached,
+            missed_tokens=length - cached,
             held_tokens=held,
+            length=length,
             wait_seconds=self.admission.queues.wait_seconds(self._table, request.priority),
             table=self._table,
             match=match,

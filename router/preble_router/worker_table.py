@@ -116,42 +116,37 @@ class WorkerTable:
         `mean_output` and `mean_prompt`, in tokens, stand in for what is not known of single
         requests: other routers', and those that will run beside the queued ones.
         """
-        spec = load.spec
-        cost = spec.cost
+        spec, report = load.spec, load.report
+        cost, max_sequences = spec.cost, spec.max_sequences
         ratio = load.speed_ratio
-        requests = load.num_requests
-        decoding = min(load.num_decoding + load.others_requests, spec.max_sequences)
+        num_live, others = load.num_live, load.others_requests
+        requests = num_live + others
+        decoding = min(load.num_decoding + others, max_sequences)
         context = load.context_tokens + load.others_context_tokens
         prefill = load.prefill_tokens
 
+        traffic = cost.weight_read + cost.per_context_token * context
         chunk = max(spec.max_batch_tokens - decoding, 1)
-        step = cost.step_seconds(
-            prefill_tokens=chunk, attention=0.0, decodes=decoding, context_tokens=context
-        )
-        per_token = ratio * step / chunk
+        compute = cost.per_prefill_token * chunk + cost.per_decode * decoding
+        per_token = ratio * (cost.fixed + cost.overlapped(compute, traffic)) / chunk
         half_per_pair = 0.5 * ratio * cost.per_attention
-        beside = min(requests + 1, spec.max_sequences)
-        decode_step = ratio * cost.step_seconds(
-            prefill_tokens=0.0, attention=0.0, decodes=beside, context_tokens=context
-        )
-        compute = cost.per_decode * beside
-        bound_by_compute = compute > cost.weight_read + cost.per_context_token * context
-        growth = 0.0 if cost.roofline and not bound_by_compute else ratio * cost.per_decode
-        growth_per_context = (
-            0.0 if cost.roofline and bound_by_compute else ratio * cost.per_context_token
-        )
+        compute = cost.per_decode * min(requests + 1, max_sequences)
+        decode_step = ratio * (cost.fixed + cost.overlapped(compute, traffic))
+        growth = growth_per_context = 0.0
+        if not cost.roofline or compute > traffic:
+            growth = ratio * cost.per_decode
+        if not cost.roofline or compute <= traffic:
+            growth_per_context = ratio * cost.per_context_token
         wait = prefill * (per_token + half_per_pair * self.mean_prompt)
-        if requests >= spec.max_sequences:  # until so many have ended that it is our turn
-            ahead = (requests + 1 - spec.max_sequences) / spec.max_sequences
+        if requests >= max_sequences:  # until so many have ended that it is our turn
+            ahead = (requests + 1 - max_sequences) / max_sequences
             wait += ahead * mean_output * decode_step
 
-        self.num_queued[slot] = max(load.num_queued, load.report.num_waiting)
-        self.reports[slot] = load.report
-        self.outstanding_tokens[slot] = (
-            prefill + load.decode_tokens + load.others_requests * mean_output
-        )
-        self.live_total += load.num_live - float(self.num_live[slot])
-        self.num_live[slot] = load.num_live
+        self.num_queued[slot] = max(load.num_queued, report.num_waiting)
+        self.reports[slot] = report
+        self.outstanding_tokens[slot] = prefill + load.decode_tokens + others * mean_output
+        self.live_total += num_live - self.num_live.item(slot)
+        self.num_live[slot] = num_live
         self.num_requests[slot] = requests
         self.num_decoding[slot] = decoding
         self.wait_seconds[slot] = wait
@@ -159,5 +154,5 @@ class WorkerTable:
         self.half_seconds_per_pair[slot] = half_per_pair
         self.decode_seconds[slot] = decode_step + 0.5 * requests * growth
         self.decode_seconds_per_context[slot] = 0.5 * requests * growth_per_context
-        self.free_tokens[slot] = load.free_tokens
+        self.free_tokens[slot] = load.free_tokens_beside(prefill)
         self.load_seconds[slot] = spec.host_token_seconds

@@ -132,4 +132,4 @@ class ApproximateTree:
         if not node.payload.slots:
             self._tree.remove(node)
         elif node.payload.latest == slot:
-            node.payload.latest = next(slots_of(node.payload.slots))
+            node.payload.latest = slots_of(node.payload.slots)[0]

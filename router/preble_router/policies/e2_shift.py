@@ -105,15 +105,16 @@ def key_prefix(end: ClusterNode) -> ClusterNode | None:
     """The deepest node down to `end` that is longer than all its ancestors together."""
     above = 0
     node = end
-    while node.parent is not None:
+    while (parent := node.parent) is not None:
         above += len(node.edge)
-        node = node.parent
+        node = parent
     node = end
-    while node.parent is not None:
-        above -= len(node.edge)
-        if len(node.edge) > above:
+    while (parent := node.parent) is not None:
+        length = len(node.edge)
+        above -= length
+        if length > above:
             return node
-        node = node.parent
+        node = parent
     return None
 
 

@@ -7,8 +7,7 @@ most policies ignore.
 
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from preble.types import WorkerSpec
 from preble_router.booking import Booking
@@ -18,8 +17,7 @@ from preble_router.residence import ClusterNode
 from preble_router.worker_table import Column, WorkerTable
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The chosen worker's slot, and why in a few words."""
 
     slot: int

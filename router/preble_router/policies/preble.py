@@ -30,7 +30,7 @@ import numpy as np
 
 from preble.types import WorkerSpec
 from preble_router.booking import Booking
-from preble_router.candidates import Candidates, Slots, draw
+from preble_router.candidates import Candidates, draw
 from preble_router.cluster_tree import ClusterTree
 from preble_router.policies.arrival_rate import ArrivalRate
 from preble_router.policies.plan import CopyPlan
@@ -63,6 +63,8 @@ class Preble(RoutingPolicy):
 
     def __init__(self, weights: PrebleWeights | None = None) -> None:
         self.weights = weights or PrebleWeights()
+        self._own_weight = np.array(self.weights.own)
+        self._stall_weight = np.array(self.weights.stall)
         self._work = RecentWork()
         self._arrivals = ArrivalRate()
 
@@ -72,12 +74,11 @@ class Preble(RoutingPolicy):
     def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
         cost = self._cost(candidates)
         slot = int(cost.argmin())
-        least = float(cost[slot])
-        whole = candidates.request.num_tokens * float(candidates.table.seconds_per_token[slot])
-        equals = (cost <= least + TIE * whole).nonzero()[0]
+        whole = candidates.request.num_tokens * candidates.table.seconds_per_token.item(slot)
+        (equals,) = (cost <= np.array(cost.item(slot) + TIE * whole)).nonzero()
         if len(equals) > 1:
-            slot = self._break_tie(candidates, equals, rng)
-        return Choice(slot, self._reason(candidates, slot, float(cost[slot])))
+            slot = draw(self._work.least(equals, candidates.cached_tokens), rng)
+        return Choice(slot, self._reason(candidates, slot, cost.item(slot)))
 
     def terms(self, candidates: Candidates) -> dict[str, Column]:
         weights, table = self.weights, candidates.table
@@ -114,10 +115,13 @@ class Preble(RoutingPolicy):
 
     def _burden(self, candidates: Candidates, own: Column, evict: Column | None) -> Column:
         """`own`, `delay` and `stall`, for any seconds of prefill."""
-        weights = self.weights
-        burden = own * (weights.own + weights.stall * candidates.table.num_decoding)
+        burden: Column = candidates.table.num_decoding * self._stall_weight
+        burden += self._own_weight
+        burden *= own
         work = own if evict is None else own + evict
-        burden += work * self._delay(candidates, work)
+        delay = self._delay(candidates, work)
+        delay *= work
+        burden += delay
         return burden
 
     def _evict(self, candidates: Candidates) -> Column | None:
@@ -136,13 +140,13 @@ class Preble(RoutingPolicy):
         requests, prefill = self._arrivals.per_second(candidates.now)
         idle = 1.0 - min(prefill / num_workers, BUSY_MAX)
         delay: Column = candidates.table.wait_seconds + work
-        delay *= self.weights.delay * requests / num_workers / idle
+        delay *= np.array(self.weights.delay * requests / num_workers / idle)
         return delay
 
     def _own(self, candidates: Candidates) -> Column:
         """Seconds of prefill; attention's pairs are missed · (cached + missed / 2)."""
         table = candidates.table
-        ends = candidates.cached_tokens + candidates.request.num_tokens  # twice the mean context
+        ends = candidates.cached_tokens + candidates.length  # twice the mean context
         ends *= table.half_seconds_per_pair
         ends += table.seconds_per_token
         ends *= candidates.missed_tokens
@@ -163,9 +167,9 @@ class Preble(RoutingPolicy):
     def _decode(self, candidates: Candidates, weight: float) -> Column:
         """Seconds of all its decode steps, those it adds to others included, times `weight`."""
         table = candidates.table
-        seconds = table.decode_seconds_per_context * candidates.request.num_tokens
+        seconds = table.decode_seconds_per_context * candidates.length
         seconds += table.decode_seconds
-        seconds *= weight * candidates.predicted_output_tokens
+        seconds *= np.array(weight * candidates.predicted_output_tokens)
         return seconds
 
     # Facts
@@ -175,8 +179,8 @@ class Preble(RoutingPolicy):
 
     def placed(self, candidates: Candidates, booking: Booking, path_end: ClusterNode) -> None:
         table, slot = candidates.table, booking.slot
-        prefill = booking.prefill_tokens * float(table.seconds_per_token[slot])
-        step_share = float(table.decode_seconds[slot] / table.num_requests[slot])
+        prefill = booking.prefill_tokens * table.seconds_per_token.item(slot)
+        step_share = table.decode_seconds.item(slot) / table.num_requests.item(slot)
         seconds = prefill + booking.predicted_output_tokens * step_share
         self._work.add(slot, seconds, now=candidates.now)
         self._arrivals.count(candidates.now, prefill)
@@ -187,11 +191,7 @@ class Preble(RoutingPolicy):
 
     # Steps
 
-    def _break_tie(self, candidates: Candidates, slots: Slots, rng: random.Random) -> int:
-        cached = candidates.cached_tokens[slots]
-        return draw(self._work.least(slots[cached == cached[cached.argmax()]]), rng)
-
     def _reason(self, candidates: Candidates, slot: int, cost: float) -> str:
-        cached = int(candidates.cached_tokens[slot])
+        cached = int(candidates.cached_tokens.item(slot))
         num_tokens = candidates.request.num_tokens
         return f"least cost {cost * 1e3:.1f} ms: {cached} of {num_tokens} tokens cached"
