@@ -2,13 +2,13 @@
 
 One step that computes a batch takes (ALGORITHMS: cost model)
 
-    linear    t = fixed + c6·N + a + b        a = c1·P + c2·A + c3·D + c5·H    compute
+    linear    t = fixed + c6·N + a + b        a = c1·P + c2·A + c3·D + c5·H + c7·Q    compute
     roofline  t = fixed + c6·N + max(a, b)    b = weights + c4·K               memory traffic
 
 P new prefill tokens, A = Σ over prefill chunks of chunk·(context before + chunk/2), D decoding
-requests, K context tokens that the decodes read, H context tokens in the hidden form. N counts the
-attention products beyond the first where an engine cuts a ragged batch into several, and one more
-for several decodes; c6 is 0 where one kernel takes the batch whole.
+requests, K context tokens that the decodes read, H and Q context tokens in the hidden form and in
+int8. N counts the attention products beyond the first where an engine cuts a ragged batch into
+several, and one more for several decodes; c6 is 0 where one kernel takes the batch whole.
 """
 
 import json
@@ -20,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from preble.errors import ConfigError
+
+INT8_SHARE = 0.25
+"""Of what reading a token's keys and values takes, that restoring them from 8 bits adds where it
+was not measured: a multiplication per number beside the memory's traffic."""
 
 Tokens = TypeVar("Tokens", float, npt.NDArray[np.float64])
 
@@ -33,6 +37,8 @@ class CostModel:
         weight_read: time to read the weights once; 0 in a fitted linear model.
         per_hidden_token: c5, computing K and V anew from a token in the hidden form; 0 where the
             model has none or it was not measured.
+        per_int8_token: c7, restoring K and V of a token that the device keeps in int8; 0 where that
+            was not measured, and a quarter of c4 counts.
         per_product: c6 above.
         source: "measured" by `preble profile`, or "first principles".
     """
@@ -45,9 +51,15 @@ class CostModel:
     per_context_token: float
     weight_read: float = 0.0
     per_hidden_token: float = 0.0
+    per_int8_token: float = 0.0
     per_product: float = 0.0
     roofline: bool = False
     source: str = "measured"
+
+    @property
+    def int8_token_seconds(self) -> float:
+        """c7 as it counts."""
+        return self.per_int8_token or INT8_SHARE * self.per_context_token
 
     def step_seconds(
         self,
@@ -57,15 +69,18 @@ class CostModel:
         decodes: float,
         context_tokens: float,
         hidden_tokens: float = 0.0,
+        int8_tokens: float = 0.0,
         products: float = 0.0,
     ) -> float:
-        """Duration of one step, from the batch's P, A, D, K, H and N."""
+        """Duration of one step, from the batch's P, A, D, K, H, Q and N."""
         compute = (
             self.per_prefill_token * prefill_tokens
             + self.per_attention * attention
             + self.per_decode * decodes
             + self.per_hidden_token * hidden_tokens
         )
+        if int8_tokens:
+            compute += self.int8_token_seconds * int8_tokens
         traffic = self.weight_read + self.per_context_token * context_tokens
         return self.fixed + self.per_product * products + self.overlapped(compute, traffic)
 

@@ -40,6 +40,7 @@ _COST_FIELDS = (
     "per_context_token",
     "weight_read",
     "per_hidden_token",
+    "per_int8_token",
     "per_product",
     "roofline",
     "source",

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch_helpers import TINY
 
 from preble_worker.attention import AttentionStep, TorchAttention
-from preble_worker.batch import ALL_KV, Batch, Direction, Move, SlotTables, Upgrade
+from preble_worker.batch import ALL_KV, Batch, Conversion, Direction, Move, SlotTables
 from preble_worker.cache_tiers import CacheTiers
 from preble_worker.copy_lane import CopyLane, make_lane
 from preble_worker.hidden_form import HiddenForm
 from preble_worker.host_pool import HostPool
+from preble_worker.kv_form import KvForm
 from preble_worker.kv_pool import KVPool
 from preble_worker.model_runner import ModelRunner
 from preble_worker.models.decoder import Decoder
@@ -76,7 +77,7 @@ class Request:
     slot: int
     tokens: list[int]
     num_prompt: int
-    hidden_from: int = ALL_KV
+    compact_from: int = ALL_KV
     shared: int = 0
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -127,7 +128,7 @@ class Stage:
         self._free = list(range(NUM_PAGES))
         self._free_on_host = list(range(HOST_PAGES))
         self._moves: list[Move] = []
-        self._upgrades: list[Upgrade] = []
+        self._conversions: list[Conversion] = []
         self._steps = 0
         self._num_slots = 0
         shape = (NUM_PAGES, self.pool.numbers_per_page)
@@ -143,14 +144,15 @@ class Stage:
         request = Request(self._num_slots, list(prompt), len(prompt))
         self._num_slots += 1
         if like is not None:
-            known = min(like.computed, like.hidden_from, len(prompt) - 1) // PAGE_TOKENS
+            known = min(like.computed, like.compact_from, len(prompt) - 1) // PAGE_TOKENS
             assert prompt[: known * PAGE_TOKENS] == like.tokens[: known * PAGE_TOKENS]
             request.shared = known
             request.computed = known * PAGE_TOKENS
             request.pages = like.pages[:known]
         if hidden:
-            request.hidden_from = request.computed
-        self.tables.hidden_from[request.slot] = request.hidden_from
+            request.compact_from = request.computed
+        self.tables.forms[request.slot] = KvForm.HIDDEN if hidden else KvForm.FULL
+        self.tables.compact_from[request.slot] = request.compact_from
         return request
 
     def offload(self, request: Request, *, before_step: bool) -> None:
@@ -175,20 +177,22 @@ class Stage:
 
     def upgrade(self, request: Request) -> None:
         """Its hidden tokens become keys and values."""
-        start, column = request.hidden_from, request.hidden_from // PAGE_TOKENS
-        old, num_tokens = request.pages[column:], request.computed - request.hidden_from
-        request.hidden_from = self.tables.hidden_from[request.slot] = ALL_KV
+        start, column = request.compact_from, request.compact_from // PAGE_TOKENS
+        old, num_tokens = request.pages[column:], request.computed - request.compact_from
+        request.compact_from = self.tables.compact_from[request.slot] = ALL_KV
         if num_tokens <= 0:
             return
         new = [self._free.pop() for _ in range(-(-num_tokens // PAGE_TOKENS))]
         request.pages[column:] = new
-        self._upgrades.append(
-            Upgrade(
+        self._conversions.append(
+            Conversion(
                 slot=request.slot,
+                before=KvForm.HIDDEN,
+                after=KvForm.FULL,
                 start=start,
                 num_tokens=num_tokens,
-                hidden_pages=np.array(old, dtype=np.int32),
-                pages=np.array(new, dtype=np.int32),
+                old_pages=np.array(old, dtype=np.int32),
+                new_pages=np.array(new, dtype=np.int32),
             )
         )
         # Moves come before upgrades, so nothing may be moved to these in this step.
@@ -229,7 +233,7 @@ class Stage:
             for token in request.tokens[request.computed : request.computed + num]
         ]
         moves, self._moves = tuple(self._moves), []
-        upgrades, self._upgrades = tuple(self._upgrades), []
+        conversions, self._conversions = tuple(self._conversions), []
         return Batch(
             step=self._steps,
             slots=np.array([r.slot for r, _ in rows], dtype=np.int64),
@@ -243,15 +247,15 @@ class Stage:
             attention=0.0,
             composition=self._steps,
             moves=moves,
-            upgrades=upgrades,
+            conversions=conversions,
         )
 
     def _write_row(self, request: Request, num_tokens: int) -> None:
-        kv = min(num_tokens, request.hidden_from)
+        kv = min(num_tokens, request.compact_from)
         num_pages = -(-kv // PAGE_TOKENS)
-        if num_tokens > request.hidden_from:
+        if num_tokens > request.compact_from:
             assert self.form is not None
-            num_pages += -(-(num_tokens - request.hidden_from) // self.form.page_tokens)
+            num_pages += -(-(num_tokens - request.compact_from) // self.form.page_tokens)
         while len(request.pages) < num_pages:
             request.pages.append(self._free.pop(0))
         self.tables.pages[request.slot, : len(request.pages)] = request.pages

@@ -10,8 +10,9 @@ import xxhash
 from preble.events import CacheEvent, CacheEvents, Evicted
 from preble.page_keys import KEY_BYTES, key_sum, pack_tokens, unpack_tokens
 from preble.types import FinishReason, RequestOutput, SamplingParams, WorkerRequest
-from preble_worker.batch import ALL_KV, Batch, Direction, Move, Upgrade
+from preble_worker.batch import ALL_KV, Batch, Conversion, Direction, Move
 from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
+from preble_worker.kv_form import KvForm
 from preble_worker.outputs import StepOutputs
 from preble_worker.scheduler import LocalScheduler
 
@@ -34,7 +35,7 @@ class FakeEngine:
     wrong page, stale place or lost token changes what is drawn.
 
     Copies beside a step are made as late as an engine may, before the next one. A place that went
-    through int8 is inexact: it may be read by one request only.
+    through int8, or has it, is inexact: it may be read by one request only.
 
     Attributes:
         num_offloaded, num_uploaded: pages copied so far.
@@ -46,24 +47,25 @@ class FakeEngine:
         self.num_offloaded = self.num_uploaded = 0
         self.num_prefill_tokens = 0
         self.num_decode_tokens = 0
-        self.num_upgraded = self.num_hidden = 0
-        self._hidden_page_tokens = tiers.hidden_page_tokens
-        self._width = max(page_tokens, tiers.hidden_page_tokens)
+        self.num_upgraded = self.num_shrunk = 0
+        self.num_hidden = self.num_int8 = 0
+        self._page_tokens_of = {KvForm.FULL: page_tokens, **tiers.page_tokens_of}
+        self._width = max(self._page_tokens_of.values())
         num_places = num_pages * self._width
         self._token = np.full(num_places, -1, dtype=np.int64)
         self._position = np.full(num_places, -1, dtype=np.int64)
-        self._is_hidden = np.zeros(num_places, dtype=np.int64)
+        self._form = np.zeros(num_places, dtype=np.int64)
         self._reader = np.full(num_places, EXACT, dtype=np.int64)
-        self._pools = [self._token, self._position, self._reader, self._is_hidden]
+        self._pools = [self._token, self._position, self._reader, self._form]
         self._host = np.full((4, tiers.host_pages, self._width), -1, dtype=np.int64)
         self._late: list[Move] = []
         self._seen: tuple[int, list[int], list[list[int]]] = (-1, [], [])
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
         self._copy(batch.moves)
-        for upgrade in batch.upgrades:
-            self._upgrade(batch, upgrade)
-        self._check_hidden(batch)
+        for conversion in batch.conversions:
+            self._convert(batch, conversion)
+        self._check_forms(batch)
         self._check_shape(batch)
         self._check_composition(batch)
         inputs = np.concatenate(
@@ -76,8 +78,8 @@ class FakeEngine:
             places = self._places(batch, row)[batch.starts[row] :]
             self._token[places] = inputs[ends[row] - batch.counts[row] : ends[row]]
             self._position[places] = np.arange(batch.counts[row]) + batch.starts[row]
-            self._reader[places] = EXACT
-            self._is_hidden[places] = self._hidden_positions(batch, row)[batch.starts[row] :]
+            self._form[places] = self._forms_of(batch, row)[batch.starts[row] :]
+            self._reader[places] = np.where(self._form[places] == KvForm.INT8, INEXACT, EXACT)
         drawn = [self._draw(batch, row) for row in np.flatnonzero(batch.samples)]
         return np.array(drawn, dtype=np.int64)
 
@@ -98,19 +100,26 @@ class FakeEngine:
             if move.int8 and not is_offload:
                 self._reader.reshape(-1, self._width)[device] = INEXACT
 
-    def _upgrade(self, batch: Batch, upgrade: Upgrade) -> None:
-        """K and V of what was hidden."""
-        assert not set(upgrade.pages.tolist()) & set(upgrade.hidden_pages.tolist())
-        assert batch.tables.hidden_from[upgrade.slot] == ALL_KV
-        numbers = np.arange(upgrade.num_tokens)
-        sources = self._at(upgrade.hidden_pages, numbers, self._hidden_page_tokens)
-        targets = self._at(upgrade.pages, numbers, self.page_tokens)
-        assert self._is_hidden[sources].all()
-        assert np.array_equal(self._position[sources], numbers + upgrade.start)
+    def _convert(self, batch: Batch, conversion: Conversion) -> None:
+        """K and V of what was hidden, or K and V in 8 bits."""
+        before, after = conversion.before, conversion.after
+        assert (before, after) in [(KvForm.HIDDEN, KvForm.FULL), (KvForm.FULL, KvForm.INT8)]
+        assert not set(conversion.new_pages.tolist()) & set(conversion.old_pages.tolist())
+        begin = ALL_KV if after is KvForm.FULL else conversion.start
+        assert batch.tables.compact_from[conversion.slot] == begin
+        assert batch.tables.forms[conversion.slot] == after
+        numbers = np.arange(conversion.num_tokens)
+        sources = self._at(conversion.old_pages, numbers, self._page_tokens_of[before])
+        targets = self._at(conversion.new_pages, numbers, self._page_tokens_of[after])
+        assert (self._form[sources] == before).all()
+        assert np.array_equal(self._position[sources], numbers + conversion.start)
         for pool in self._pools:
             pool[targets] = pool[sources]
-        self._is_hidden[targets] = 0
-        self.num_upgraded += 1
+        self._form[targets] = after
+        if after is KvForm.INT8:
+            self._reader[targets] = INEXACT
+        self.num_upgraded += before is KvForm.HIDDEN
+        self.num_shrunk += after is KvForm.INT8
 
     def _at(
         self, pages: npt.NDArray[np.int32], numbers: npt.NDArray[np.int64], per_page: int
@@ -118,16 +127,26 @@ class FakeEngine:
         """Where token number i of `pages` lies, for each i of `numbers`."""
         return pages[numbers // per_page].astype(np.int64) * self._width + numbers % per_page
 
-    def _check_hidden(self, batch: Batch) -> None:
-        hidden = np.maximum(batch.starts - batch.tables.hidden_from[batch.slots], 0)
-        is_hidden = batch.tables.hidden_from[batch.slots] != ALL_KV
-        assert batch.hidden_tokens == hidden.sum()
-        assert batch.num_hidden_decodes == is_hidden[: batch.num_decodes].sum()
-        self.num_hidden += int(is_hidden.sum())
+    def _check_forms(self, batch: Batch) -> None:
+        tables, slots = batch.tables, batch.slots
+        tokens = np.maximum(batch.starts - tables.compact_from[slots], 0)
+        is_compact = tables.compact_from[slots] != ALL_KV
+        hidden = is_compact & (tables.forms[slots] == KvForm.HIDDEN)
+        int8 = is_compact & (tables.forms[slots] == KvForm.INT8)
+        assert np.array_equal(is_compact, tables.forms[slots] != KvForm.FULL)
+        assert batch.hidden_tokens == tokens[hidden].sum()
+        assert batch.int8_tokens == tokens[int8].sum()
+        assert batch.num_hidden_decodes == hidden[: batch.num_decodes].sum()
+        assert batch.num_int8_decodes == int8[: batch.num_decodes].sum()
+        self.num_hidden += int(hidden.sum())
+        self.num_int8 += int(int8.sum())
 
-    def _hidden_positions(self, batch: Batch, row: int) -> npt.NDArray[np.bool_]:
+    def _forms_of(self, batch: Batch, row: int) -> npt.NDArray[np.int64]:
+        """Of each of a row's tokens."""
         positions = np.arange(batch.starts[row] + batch.counts[row])
-        return positions >= batch.tables.hidden_from[batch.slots[row]]
+        slot = batch.slots[row]
+        is_compact = positions >= batch.tables.compact_from[slot]
+        return np.where(is_compact, batch.tables.forms[slot], KvForm.FULL)
 
     def _check_composition(self, batch: Batch) -> None:
         """What an engine may keep while the composition stays: slots, and pages seen before."""
@@ -146,17 +165,18 @@ class FakeEngine:
         """Where the tokens of a row's request lie, up to and with its new ones."""
         positions = np.arange(batch.starts[row] + batch.counts[row])
         slot = batch.slots[row]
-        pages, first = batch.tables.pages[slot], int(batch.tables.hidden_from[slot])
+        pages, first = batch.tables.pages[slot], int(batch.tables.compact_from[slot])
         kept = self._at(pages, positions[:first], self.page_tokens)
         if len(positions) <= first:
             return kept
         own = pages[first // self.page_tokens :]
-        return np.append(kept, self._at(own, positions[first:] - first, self._hidden_page_tokens))
+        width = self._page_tokens_of[KvForm(batch.tables.forms[slot])]
+        return np.append(kept, self._at(own, positions[first:] - first, width))
 
     def _draw(self, batch: Batch, row: int) -> int:
         places = self._places(batch, row)
         assert np.array_equal(self._position[places], np.arange(len(places)))
-        assert np.array_equal(self._is_hidden[places], self._hidden_positions(batch, row))
+        assert np.array_equal(self._form[places], self._forms_of(batch, row))
         slot = batch.slots[row]
         readers = self._reader[places]
         assert set(readers.tolist()) <= {EXACT, INEXACT, int(slot)}, "inexact pages were shared"

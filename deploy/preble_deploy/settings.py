@@ -239,8 +239,9 @@ class EngineOptions(ProcessSettings):
         description="Where else requests may be kept than in full precision on the device: `host` "
         "memory, to which preempted requests and evicted prefixes go where copying takes less than "
         "computing them again; `int8`, the form that requests have there, while prefixes then do "
-        "not go there; `hidden`, what keys and values are projected "
-        "from, where a model keeps less of that. Repeat it, or separate them with commas.",
+        "not go there; `hidden`, what keys and values are projected from, where a model keeps less "
+        "of that; `int8-resident`, keys and values in 8 bits on the device, half as large and not "
+        "exact. Only `adaptive` uses the last two. Repeat it, or separate them with commas.",
     )
     host_kv_tokens: Annotated[
         int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="four times the device's")

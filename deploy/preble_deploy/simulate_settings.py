@@ -64,7 +64,7 @@ class SimulateSettings(TraceOptions):
     kv_tiers: Annotated[Tiers, Flag(metavar="TIER", panel=CLUSTER, default="none")] = Field(
         (),
         description="Tiers of each worker's cache beyond full precision on the device: `host`, "
-        "`int8`, `hidden`; see `preble worker --help`. Needs a named cost model.",
+        "`int8`, `hidden`, `int8-resident`; see `preble worker --help`. Needs a named cost model.",
     )
     host_kv_tokens: Annotated[
         int, Field(ge=0), Flag(metavar="TOKENS", panel=CLUSTER, default="four times the device's")

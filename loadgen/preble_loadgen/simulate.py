@@ -189,13 +189,14 @@ def _in_time(goodput: Goodput) -> str:
 
 
 def _crossings(cell: _Cell) -> str:
-    crossings = cell.cell.result.crossings
+    crossings, num_sent = cell.cell.result.crossings, max(cell.report.num_sent, 1)
     return (
         f"{crossings.preemptions:,} preemptions, {crossings.swaps:,} swapped and "
         f"{crossings.recomputes:,} recomputed by choice; "
         f"{crossings.offloaded_bytes / 1e9:,.2f} GB out and "
         f"{crossings.uploaded_bytes / 1e9:,.2f} GB in; "
-        f"{crossings.hidden_starts / max(cell.report.num_sent, 1):.1%} started in the hidden form"
+        f"{crossings.hidden_starts / num_sent:.1%} started in the hidden form and "
+        f"{crossings.int8_starts / num_sent:.1%} in int8"
     )
 
 

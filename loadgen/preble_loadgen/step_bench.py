@@ -126,14 +126,14 @@ def _in_form(batch: Batch, *, is_hidden: bool) -> Iterator[Batch]:
     if not is_hidden:
         yield batch
         return
-    hidden_from = batch.tables.hidden_from
-    hidden_from[batch.slots] = 0
+    compact_from = batch.tables.compact_from
+    compact_from[batch.slots] = 0
     yield replace(
         batch,
         hidden_tokens=int(batch.starts[: batch.num_decodes].sum()),
         num_hidden_decodes=batch.num_decodes,
     )
-    hidden_from[batch.slots] = ALL_KV
+    compact_from[batch.slots] = ALL_KV
 
 
 def _typical(steps: Sequence[MeasuredStep]) -> MeasuredStep:

@@ -429,6 +429,7 @@ class CostModel(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     PER_HIDDEN_TOKEN_FIELD_NUMBER: builtins.int
     PER_PRODUCT_FIELD_NUMBER: builtins.int
+    PER_INT8_TOKEN_FIELD_NUMBER: builtins.int
     name: builtins.str
     fixed: builtins.float
     per_prefill_token: builtins.float
@@ -440,6 +441,7 @@ class CostModel(google.protobuf.message.Message):
     source: builtins.str
     per_hidden_token: builtins.float
     per_product: builtins.float
+    per_int8_token: builtins.float
     def __init__(
         self,
         *,
@@ -454,8 +456,9 @@ class CostModel(google.protobuf.message.Message):
         source: builtins.str = ...,
         per_hidden_token: builtins.float = ...,
         per_product: builtins.float = ...,
+        per_int8_token: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fixed", b"fixed", "name", b"name", "per_attention", b"per_attention", "per_context_token", b"per_context_token", "per_decode", b"per_decode", "per_hidden_token", b"per_hidden_token", "per_prefill_token", b"per_prefill_token", "per_product", b"per_product", "roofline", b"roofline", "source", b"source", "weight_read", b"weight_read"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fixed", b"fixed", "name", b"name", "per_attention", b"per_attention", "per_context_token", b"per_context_token", "per_decode", b"per_decode", "per_hidden_token", b"per_hidden_token", "per_int8_token", b"per_int8_token", "per_prefill_token", b"per_prefill_token", "per_product", b"per_product", "roofline", b"roofline", "source", b"source", "weight_read", b"weight_read"]) -> None: ...
 
 global___CostModel = CostModel
 

@@ -68,8 +68,8 @@ def plan_seconds(num_candidates: int) -> list[float]:
         pages=0,
         count=64,
         num_live=num_candidates,
-        hidden_share=None,
-        hidden_seconds=0.0,
+        page_tokens=16,
+        forms=(),
         pace=Pace(512, 0.1),
         tokens=2048,
     )

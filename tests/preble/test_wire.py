@@ -33,6 +33,7 @@ COSTS = st.builds(
     per_context_token=SECONDS,
     weight_read=SECONDS,
     per_hidden_token=SECONDS,
+    per_int8_token=SECONDS,
     per_product=SECONDS,
     roofline=st.booleans(),
     source=NAMES,

@@ -1,6 +1,7 @@
 """The policy `adaptive`: the choice against brute force, and requests in the hidden form."""
 
 import random
+from dataclasses import replace
 from itertools import combinations
 from math import inf
 
@@ -10,6 +11,7 @@ from worker_helpers import Worker, make_request
 
 from preble.cost import CostModel
 from preble_worker.config import TierConfig
+from preble_worker.kv_form import CompactForm, KvForm
 from preble_worker.policies import PolicyOptions
 from preble_worker.policies.adaptive import Adaptive, Prospect, Room, Runner
 from preble_worker.policies.knapsack import (
@@ -26,6 +28,7 @@ from preble_worker.policies.pace import Due, Pace, best_pace, most_in_time
 FULL = Form(1.0, 0.0)
 AT_EASE = {"pace": Pace(100_000, 1e-3), "tokens": 100_000}
 """All that wait are computed in time."""
+HALF = (CompactForm(KvForm.HIDDEN, 32, 0.01 / 16),)
 
 
 def random_jobs(rng: random.Random, most: int) -> list[Job]:
@@ -225,6 +228,41 @@ def test_tokens_do_not_depend_on_the_form(hidden_page_tokens: int) -> None:
     assert worker.engine.num_hidden > 0 and worker.scheduler.tier_totals.hidden_starts > 0
 
 
+@pytest.mark.parametrize("host_pages", [0, 60])
+@pytest.mark.parametrize("int8_page_tokens", [6, 7])
+def test_tokens_do_not_depend_on_int8(int8_page_tokens: int, host_pages: int) -> None:
+    """To the pretend engine int8 is exact, but no two requests may read what it had."""
+    tiers = TierConfig(
+        int8_page_tokens=int8_page_tokens,
+        hidden_page_tokens=8,
+        host_pages=host_pages,
+        page_copy_seconds=1e-6,
+        cost=replace(cost_model(1e-3), per_int8_token=1e-6),
+    )
+    worker = crowded(tiers, longest=40)
+    assert worker.engine.num_int8 > 0 and worker.scheduler.tier_totals.int8_starts > 0
+
+
+def test_who_runs_goes_on_in_int8_before_others_are_late() -> None:
+    """Without a newcomer nobody changes its form; what was shared before stays so for others."""
+    tiers = TierConfig(int8_page_tokens=8, cost=replace(cost_model(0.0), per_int8_token=1e-6))
+    num_shrunk = 0
+    for at in range(1, 30):
+        worker = Worker(policy="adaptive", num_pages=32, tiers=tiers, step_seconds=0.005)
+        shared = [1] * 16
+        for number in range(2):
+            prompt = [*shared, *[number + 2] * 24]
+            worker.submit(f"runs {number}", prompt, max_tokens=30, ignore_eos=True)
+        for _ in range(at):
+            worker.step()
+        assert worker.engine.num_shrunk == 0
+        worker.submit("new", [9] * 60, max_tokens=8, ignore_eos=True)
+        worker.run()
+        worker.assert_complete()
+        num_shrunk += worker.engine.num_shrunk
+    assert num_shrunk > 20
+
+
 def test_a_dear_hidden_form_is_not_used() -> None:
     tiers = TierConfig(hidden_page_tokens=8, cost=cost_model(100.0))
     worker = crowded(tiers)
@@ -234,8 +272,8 @@ def test_a_dear_hidden_form_is_not_used() -> None:
 def test_who_runs_leaves_the_hidden_form_only_for_pages_that_are_free() -> None:
     tiers = TierConfig(hidden_page_tokens=8, cost=cost_model(1e-5))
     worker = crowded(tiers, longest=60, max_batch_tokens=64)
-    upgraded = [batch for batch in worker.batches if batch.upgrades]
-    assert upgraded and worker.engine.num_upgraded == sum(len(b.upgrades) for b in upgraded)
+    upgraded = [batch for batch in worker.batches if batch.conversions]
+    assert upgraded and worker.engine.num_upgraded == sum(len(b.conversions) for b in upgraded)
 
 
 def test_late_requests_start_after_those_in_time_until_they_are_pinned() -> None:
@@ -276,8 +314,8 @@ def random_plan(rng: random.Random) -> tuple[Room, list[Prospect], list[Runner],
         pages=rng.choice([0, 3, 10, 40]),
         count=rng.choice([1, 3, 9]),
         num_live=rng.randrange(1, 30),
-        hidden_share=0.5,
-        hidden_seconds=rng.choice([1e-6, 1e-3, 0.1]),
+        page_tokens=16,
+        forms=(CompactForm(KvForm.HIDDEN, 32, rng.choice([1e-6, 1e-3, 0.1]) / 16),),
         pace=Pace(rng.choice([64, 512]), 0.1),
         tokens=rng.choice([100, 1000, 100_000]),
     )
@@ -327,7 +365,7 @@ def test_nobody_leaves_its_form_while_that_is_still_best() -> None:
 
 
 def test_who_runs_leaves_the_hidden_form_also_when_no_place_is_free() -> None:
-    room = Room(pages=10, count=0, num_live=4, hidden_share=0.5, hidden_seconds=0.01, **AT_EASE)
+    room = Room(pages=10, count=0, num_live=4, page_tokens=16, forms=HALF, **AT_EASE)
     runner = Runner(Request(runs=True), 20)
     plan = Adaptive(PolicyOptions()).plan([], room, hidden=[runner])
     assert plan.upgrades == [runner.candidate]
@@ -341,9 +379,7 @@ def test_nobody_is_paused_who_makes_room_for_nobody(room_pages: int, pause_secon
         Prospect(Request(), 0.2, 0.1, 1.0, 20, can_wait=False, tokens=320) for _ in range(3)
     ]
     runners = [Runner(Request(runs=True), 10, pause_seconds) for _ in range(4)]
-    room = Room(
-        pages=room_pages, count=9, num_live=7, hidden_share=None, hidden_seconds=0.0, **AT_EASE
-    )
+    room = Room(pages=room_pages, count=9, num_live=7, page_tokens=16, forms=(), **AT_EASE)
     plan = Adaptive(PolicyOptions()).plan(prospects, room, pausable=runners)
     assert len(plan.starts) == 3
     assert len(plan.pauses) == (60 - room_pages) // 10

@@ -27,6 +27,15 @@ def test_opt_keeps_two_hidden_tokens_where_one_has_keys_and_values() -> None:
     assert load_cost_model("opt-13b-a100-40gb").per_hidden_token > 0.0
 
 
+@pytest.mark.parametrize("name", ["opt-13b-a100-40gb", "llama-3-8b-h100"])
+def test_int8_keeps_nearly_twice_as_many_tokens_whatever_the_heads(name: str) -> None:
+    """A number of 2 bytes becomes one byte, and 128 of them a scale of 4."""
+    found = tiers(name, "int8-resident")
+    assert (found.int8_page_tokens, found.hidden_page_tokens, found.host_pages) == (31, 0, 0)
+    cost = load_cost_model(name)
+    assert 0.0 < cost.int8_token_seconds < cost.per_context_token
+
+
 def test_grouped_heads_have_no_hidden_form_and_it_is_said_why() -> None:
     with pytest.raises(ConfigError, match=r"d_model = 4096 .* 2·n_kv·d_h = 2048"):
         tiers("llama-3-8b-h100", "hidden")
@@ -41,7 +50,11 @@ def test_a_cost_model_is_found_by_the_name_it_bears() -> None:
 @pytest.mark.parametrize(
     ("name", "wanted", "message"),
     [
-        ("llama-3-8b-h100", ("disk",), "'disk' is none; allowed are host, int8, hidden"),
+        (
+            "llama-3-8b-h100",
+            ("disk",),
+            "'disk' is none; allowed are host, int8, hidden, int8-resident",
+        ),
         ("llama-3-8b-h100", ("int8",), "but no 'host'"),
         ("measured.json", ("host",), "sizes are known only"),
     ],

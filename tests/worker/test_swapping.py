@@ -1,6 +1,7 @@
 """Host memory behind the device's pages: what crosses, when, and that no token depends on it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from worker_helpers import Worker, make_request
@@ -66,6 +67,8 @@ def test_random_crowds_stay_exact(seed: int) -> None:
         int8=rng.random() < 0.5,
         page_seconds=rng.choice([0.0, 0.1, 2.0]),
     )
+    if rng.random() < 0.5:
+        options = replace(options, int8_page_tokens=7, host_pages=rng.choice([0, 8]))
     policy = rng.choice(["fcfs", "alise", "srpt", "mlfq", "adaptive"])
     worker = Worker(policy=policy, num_pages=rng.choice([16, 24]), context_tokens=64, tiers=options)
     for number in range(14):
@@ -139,4 +142,6 @@ def test_without_tiers_batches_move_nothing() -> None:
     worker.run()
     worker.assert_complete()
     assert worker.scheduler.load().preemptions_total > 0
-    assert not any(batch.moves or batch.upgrades or batch.hidden_tokens for batch in worker.batches)
+    assert not any(
+        batch.moves or batch.conversions or batch.hidden_tokens for batch in worker.batches
+    )

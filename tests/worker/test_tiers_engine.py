@@ -60,7 +60,7 @@ def test_hidden_behind_a_shared_prefix(model: Recorder) -> None:
     first = stage.add([*prefix, 7])
     stage.step((first, first.missing))
     requests = [stage.add(p, hidden=i < 3, like=first) for i, p in enumerate(prompts)]
-    assert all(r.hidden_from == len(prefix) for r in requests[:3])
+    assert all(r.compact_from == len(prefix) for r in requests[:3])
     for _ in range(NEW_TOKENS):
         stage.step(*((r, r.missing) for r in requests))
     for request, prompt in zip(requests, prompts, strict=True):
@@ -156,7 +156,7 @@ def test_whatever_happens(model: Recorder, seed: int) -> None:
             if rng.random() < 0.15:
                 stage.offload(request, before_step=True)
                 continue
-            if request.hidden_from < 1000 and rng.random() < 0.05:
+            if request.compact_from < 1000 and rng.random() < 0.05:
                 stage.upgrade(request)
             if rng.random() < 0.8:
                 count = 1 if request.output else rng.randint(1, request.missing)

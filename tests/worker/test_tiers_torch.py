@@ -51,10 +51,10 @@ class Counting:
         for move in batch.moves:
             self.pages[move.direction] += len(move.device_pages)
         self.tokens += int(batch.counts.sum())
-        is_hidden = batch.tables.hidden_from[batch.slots] < ALL_KV
+        is_hidden = batch.tables.compact_from[batch.slots] < ALL_KV
         self.hidden += bool(is_hidden.any())
         self.mixed += bool(is_hidden.any() and not is_hidden.all())
-        self.upgrades += len(batch.upgrades)
+        self.upgrades += len(batch.conversions)
         return self.engine.run(batch)
 
 

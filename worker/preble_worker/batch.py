@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from preble.cost import CostModel
 from preble_worker.config import TierConfig
+from preble_worker.kv_form import KvForm
 from preble_worker.logprobs import LogprobColumns
 
 ALL_KV = np.iinfo(np.int64).max
-"""`SlotTables.hidden_from` of a request that keeps all its tokens as keys and values."""
+"""`SlotTables.compact_from` of a request that keeps all its tokens as keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +40,21 @@ class Penalties:
 class SlotTables:
     """State of the running requests, one row per slot. The scheduler writes, the engine reads.
 
-    A token's memory has one of two forms. Tokens before `hidden_from` have keys and values, as
-    many to a page as the pool has `page_tokens`. Those from there on have the *hidden form*: of
-    each layer the input of its QKV projection, from which the engine computes K and V anew in
-    each step. A page of the same bytes holds `hidden_page_tokens` of them:
+    Tokens before `compact_from` have keys and values, as many to a page as the pool has
+    `page_tokens`. Those from there on have the row's compact form, of which a page of the same
+    bytes holds more:
 
-        position   0 ............. hidden_from ............................ length
-        row        KV pages        hidden pages, hidden_page_tokens each    stale
+        position   0 ............. compact_from ........................... length
+        row        KV pages        compact pages, page tokens of the form    stale
 
     Attributes:
         pages: int32 (max_sequences, max_pages). Physical page of each logical page; the entries
             beyond a request's length are stale.
-        hidden_from: int64 (max_sequences,). A multiple of `page_tokens`, ALL_KV for none. The
-            token at position p >= hidden_from is number (p - hidden_from) % hidden_page_tokens
-            in page hidden_from // page_tokens + (p - hidden_from) // hidden_page_tokens of its
-            row. It stays while a request runs, but for `Upgrade`.
+        compact_from: int64 (max_sequences,). A multiple of `page_tokens`, ALL_KV for none. The
+            token at position p >= compact_from is number (p - compact_from) % n in page
+            compact_from // page_tokens + (p - compact_from) // n of its row, n being the page
+            tokens of the form. It stays while a request runs, but for `Conversion`.
+        forms: int8 (max_sequences,). `KvForm` of the tokens from `compact_from` on.
         last_token: int64 (max_sequences,). The newest token, the input of the next decode.
         output_position: int64 (max_sequences,). Index in the request's output of the token that
             the next sampling draws; with `seed` the source of its randomness.
@@ -65,7 +66,8 @@ class SlotTables:
 
     def __init__(self, max_sequences: int, max_pages: int) -> None:
         self.pages = np.zeros((max_sequences, max_pages), dtype=np.int32)
-        self.hidden_from = np.full(max_sequences, ALL_KV, dtype=np.int64)
+        self.compact_from = np.full(max_sequences, ALL_KV, dtype=np.int64)
+        self.forms = np.zeros(max_sequences, dtype=np.int8)
         self.last_token = np.zeros(max_sequences, dtype=np.int64)
         self.output_position = np.zeros(max_sequences, dtype=np.int64)
         self.prompt_hash = np.zeros(max_sequences, dtype=np.uint64)
@@ -105,22 +107,26 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upgrade:
-    """Hidden-form tokens of a running request that become keys and values, by one projection.
+class Conversion:
+    """Tokens of a running request that take another form: hidden states become keys and values,
+    by one projection, or keys and values are quantized.
 
     Attributes:
-        slot: its row, which already shows the new pages and `hidden_from`.
+        slot: its row, which already shows the new pages, form and `compact_from`.
+        before, after: the two forms.
         start: position of the first such token, a multiple of `page_tokens`.
         num_tokens: how many there are.
-        hidden_pages: int32. Where they are.
-        pages: int32. Where their keys and values go; disjoint from `hidden_pages`.
+        old_pages: int32. Where they are.
+        new_pages: int32. Where they go; disjoint from `old_pages`.
     """
 
     slot: int
+    before: KvForm
+    after: KvForm
     start: int
     num_tokens: int
-    hidden_pages: npt.NDArray[np.int32]
-    pages: npt.NDArray[np.int32]
+    old_pages: npt.NDArray[np.int32]
+    new_pages: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +149,15 @@ class Batch:
         composition: changes whenever `slots`, or any page but those past the end of a request's
             previous length, differ from the previous batch; lets an engine keep derived state.
         moves: copies to begin with this step, in effect one after another in this order, all of
-            them before the step and the upgrades where `before_step` says so (of an offload only
+            them before the step and the conversions where `before_step` says so (of an offload only
             the reading need be), and in any case before the next batch runs.
-        upgrades: to be done before the step and behind the moves it waits for. What they read is
+        conversions: to be done before the step and behind the moves it waits for. What they read is
             nobody else's before the next batch.
         hidden_tokens: tokens in the hidden form before `starts`, all rows together: what the
             step projects anew.
         num_hidden_decodes: decodes in the hidden form; `hidden_tokens` grows by as many with
             each step.
+        int8_tokens, num_int8_decodes: the same of those in int8, which the step restores.
         logprobs: for the engine to fill in; None where no row asks for log probabilities.
     """
 
@@ -166,9 +173,11 @@ class Batch:
     attention: float
     composition: int
     moves: tuple[Move, ...] = ()
-    upgrades: tuple[Upgrade, ...] = ()
+    conversions: tuple[Conversion, ...] = ()
     hidden_tokens: int = 0
     num_hidden_decodes: int = 0
+    int8_tokens: int = 0
+    num_int8_decodes: int = 0
     logprobs: LogprobColumns | None = None
 
 
@@ -196,13 +205,14 @@ def num_extra_products(batch: Batch) -> int:
 
 
 def predicted_seconds(cost: CostModel, batch: Batch) -> float:
-    """How long `batch` should take, by its P, A, D, K, H and N; copies left out."""
+    """How long `batch` should take, by its P, A, D, K, H, Q and N; copies left out."""
     return cost.step_seconds(
         prefill_tokens=len(batch.prefill_tokens),
         attention=batch.attention,
         decodes=batch.num_decodes,
         context_tokens=batch.context_tokens,
         hidden_tokens=batch.hidden_tokens,
+        int8_tokens=batch.int8_tokens,
         products=num_extra_products(batch) if cost.per_product else 0.0,
     )
 

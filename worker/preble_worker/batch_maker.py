@@ -8,6 +8,7 @@ import numpy.typing as npt
 from preble.page_keys import TOKEN_BYTES, unpack_tokens
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.decodes import DecodeRows
+from preble_worker.kv_form import KvForm
 from preble_worker.logprobs import LogprobColumns
 from preble_worker.sequence import Sequence
 from preble_worker.slots import Slots
@@ -38,18 +39,16 @@ class BatchMaker:
         inputs = _NO_TOKENS
         attention = 0.0
         wanted = decodes.wanted_logprobs
-        hidden_tokens = decodes.hidden_tokens()
+        hidden_tokens = decodes.tokens_in(KvForm.HIDDEN)
+        int8_tokens = decodes.tokens_in(KvForm.INT8)
         if chunks:
             slots = _joined(slots, [s.slot for s in chunks])
             starts = _joined(starts, [s.num_computed for s in chunks])
             counts[num_decodes:] = [s.chunk for s in chunks]
             samples[num_decodes:] = [s.chunk == s.num_missing for s in chunks]
             inputs = np.concatenate([_chunk_tokens(s) for s in chunks], dtype=np.int64)
-            hidden_tokens += sum(
-                s.num_computed - int(self._tables.hidden_from[s.slot])
-                for s in chunks
-                if s.is_hidden
-            )
+            hidden_tokens += self._tokens_in(KvForm.HIDDEN, chunks)
+            int8_tokens += self._tokens_in(KvForm.INT8, chunks)
             wanted = [*wanted, *_wanted_logprobs(chunks, num_decodes)]
             attention = sum(s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks)
         if pages_changed or not self._are_last(slots):
@@ -68,11 +67,18 @@ class BatchMaker:
             context_tokens=decodes.context_tokens,
             attention=attention,
             composition=self._composition,
-            upgrades=changes.take_upgrades(),
+            conversions=changes.take_conversions(),
             hidden_tokens=hidden_tokens,
-            num_hidden_decodes=decodes.num_hidden,
+            num_hidden_decodes=decodes.num_in[KvForm.HIDDEN],
+            int8_tokens=int8_tokens,
+            num_int8_decodes=decodes.num_in[KvForm.INT8],
             logprobs=LogprobColumns.ask(wanted) if wanted else None,
         )
+
+    def _tokens_in(self, form: KvForm, chunks: Listing[Sequence]) -> int:
+        """Tokens of `chunks` in `form` before the step."""
+        begins = self._tables.compact_from
+        return sum(s.num_computed - int(begins[s.slot]) for s in chunks if s.form is form)
 
     def _are_last(self, slots: npt.NDArray[np.int64]) -> bool:
         return slots is self._last_slots or np.array_equal(slots, self._last_slots)

@@ -34,16 +34,16 @@ class CacheTiers:
 
     @property
     def any(self) -> bool:
-        """Whether there is one, so that batches can have moves or upgrades."""
+        """Whether there is one, so that batches can have moves or conversions."""
         return self.host is not None or self.hidden is not None
 
     def begin(self, batch: Batch) -> None:
         """Do what must have happened before the batch is computed, and begin its other moves."""
         if self.host is not None:
             self.host.begin(batch.moves)
-        for upgrade in batch.upgrades:
+        for conversion in batch.conversions:
             assert self.hidden is not None
-            self.hidden.upgrade(upgrade)
+            self.hidden.upgrade(conversion)
 
 
 NO_CACHE_TIERS = CacheTiers()
@@ -65,6 +65,8 @@ def make_tiers(
         return NO_CACHE_TIERS, NO_TIERS
     if "int8" in wanted and "host" not in wanted:
         raise ConfigError("kv_tiers has 'int8', the form of what is in host memory, but no 'host'")
+    if "int8-resident" in wanted:
+        raise ConfigError("kv_tiers has 'int8-resident', which only simulated engines have")
     hidden = _hidden_form(pool, source) if "hidden" in wanted else None
     int8 = "int8" in wanted
     host_pages = _num_host_pages(config, pool, int8=int8) if "host" in wanted else 0

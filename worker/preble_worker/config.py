@@ -6,9 +6,10 @@ from pathlib import Path
 
 from preble.cost import CostModel
 from preble.transport import Tls
+from preble_worker.kv_form import CompactForm, KvForm
 from preble_worker.policies.policy import UNMEASURED, PolicyOptions
 
-KV_TIERS = ("host", "int8", "hidden")
+KV_TIERS = ("host", "int8", "hidden", "int8-resident")
 """What `--kv-tiers` takes, besides full-precision KV on the device."""
 
 
@@ -25,8 +26,10 @@ class TierConfig:
         page_copy_seconds: what a page takes to cross, one way, at full precision.
         hidden_page_tokens: tokens in the hidden form that fit a page, 0 where that form is off;
             page_tokens · 2·n_kv·d_h / d_model, rounded down, and more than `page_tokens`.
+        int8_page_tokens: tokens in int8, with their scales, that fit a page; 0 where no request is
+            kept so on the device.
         cost: of the model's steps, by which swapping is weighed against recomputing, and the
-            hidden form against waiting; its `per_hidden_token` is the hidden form's slowdown.
+            compact forms against waiting; it has their slowdowns.
     """
 
     host_pages: int = 0
@@ -34,7 +37,20 @@ class TierConfig:
     page_bytes: int = 0
     page_copy_seconds: float = 0.0
     hidden_page_tokens: int = 0
+    int8_page_tokens: int = 0
     cost: CostModel | None = None
+
+    @property
+    def page_tokens_of(self) -> dict[KvForm, int]:
+        """Tokens per page of the compact forms that there are."""
+        of = {KvForm.HIDDEN: self.hidden_page_tokens, KvForm.INT8: self.int8_page_tokens}
+        return {form: tokens for form, tokens in of.items() if tokens}
+
+    def compact_forms(self, cost: CostModel) -> tuple[CompactForm, ...]:
+        """They, with what `cost` says of each, smallest first."""
+        seconds = {KvForm.HIDDEN: cost.per_hidden_token, KvForm.INT8: cost.int8_token_seconds}
+        forms = [CompactForm(f, tokens, seconds[f]) for f, tokens in self.page_tokens_of.items()]
+        return tuple(sorted(forms, key=lambda form: -form.page_tokens))
 
     @property
     def copy_seconds(self) -> float:

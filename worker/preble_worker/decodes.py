@@ -14,6 +14,7 @@ from preble.page_keys import TOKEN_BYTES, TOKEN_DTYPE
 from preble.types import Logprobs
 from preble_worker.batch import SlotTables
 from preble_worker.config import SchedulerConfig
+from preble_worker.kv_form import KvForm
 from preble_worker.logprobs import NO_LOGPROBS
 from preble_worker.outputs import TokenColumns
 from preble_worker.page_cache import PageArray
@@ -35,7 +36,7 @@ class DecodeRows:
     Attributes:
         sequences: one per row.
         context_tokens: tokens with KV, all rows together.
-        num_hidden: rows in the hidden form.
+        num_in: rows in each form.
         wanted_logprobs: rows that ask for log probabilities, each with how many of the likeliest
             tokens it wants.
     """
@@ -45,10 +46,10 @@ class DecodeRows:
         num_slots = len(tables.last_token)
         self._tables = tables
         self._page_tokens = page_tokens
-        self._hidden_page_tokens = config.tiers.hidden_page_tokens
+        self._page_tokens_of = {KvForm.FULL: page_tokens, **config.tiers.page_tokens_of}
         self._tokens_per_page = np.full(num_slots, page_tokens, dtype=np.int64)
         self._num_pages = np.zeros(num_slots, dtype=np.int64)
-        self.num_hidden = 0
+        self.num_in = dict.fromkeys(KvForm, 0)
         self.wanted_logprobs: list[tuple[int, int]] = []
         self._eos_token_ids = config.eos_token_ids
         self._num_computed = np.zeros(num_slots, dtype=np.int64)
@@ -76,7 +77,7 @@ class DecodeRows:
         slot = sequence.slot
         self._num_computed[slot] = sequence.num_computed
         self._set_pages(sequence)
-        self.num_hidden += sequence.is_hidden
+        self.num_in[sequence.form] += 1
         self._max_tokens[slot] = sequence.sampling.max_tokens
         self._obeys_eos[slot] = not sequence.sampling.ignore_eos
         self._tail[slot, sequence.num_output % TAIL_TOKENS] = token
@@ -96,7 +97,7 @@ class DecodeRows:
         for sequence in leaving:
             self._settle(sequence)
             self.context_tokens -= sequence.num_computed
-            self.num_hidden -= sequence.is_hidden
+            self.num_in[sequence.form] -= 1
         gone = set(leaving)
         self.sequences = [s for s in self.sequences if s not in gone]
         self._is_stale = True
@@ -105,21 +106,22 @@ class DecodeRows:
         """Tokens that `sequence`, one of the rows, has computed."""
         return int(self._num_computed[sequence.slot])
 
-    def upgraded(self, sequence: Sequence) -> None:
-        """`sequence`, one of the rows, left the hidden form."""
-        self.num_hidden -= 1
+    def converted(self, sequence: Sequence, before: KvForm) -> None:
+        """`sequence`, one of the rows, has another form than `before`."""
+        self.num_in[before] -= 1
+        self.num_in[sequence.form] += 1
         self._set_pages(sequence)
 
-    def hidden_tokens(self) -> int:
-        """Tokens in the hidden form, all rows together."""
-        if not self.num_hidden:
+    def tokens_in(self, form: KvForm) -> int:
+        """Tokens in a compact form, all rows together."""
+        if not self.num_in[form]:
             return 0
-        slots = self.slots
-        return int(np.maximum(self._num_computed[slots] - self._tables.hidden_from[slots], 0).sum())
+        slots = self.slots[self._tables.forms[self.slots] == form]
+        return int((self._num_computed[slots] - self._tables.compact_from[slots]).sum())
 
     def _set_pages(self, sequence: Sequence) -> None:
         slot, own = sequence.slot, sequence.num_pages - sequence.num_held
-        width = self._hidden_page_tokens if sequence.is_hidden else self._page_tokens
+        width = self._page_tokens_of[sequence.form]
         self._tokens_per_page[slot] = width
         self._num_pages[slot] = sequence.num_pages
         self._capacity[slot] = sequence.num_held * self._page_tokens + own * width
@@ -301,7 +303,8 @@ class DecodeRows:
         self._is_stale = False
 
     def check(self) -> None:
-        assert self.num_hidden == sum(sequence.is_hidden for sequence in self.sequences)
+        for form, num in self.num_in.items():
+            assert num == sum(sequence.form is form for sequence in self.sequences)
         assert self.context_tokens == int(self._num_computed[self.slots].sum())
         for sequence in self.sequences:
             slot = sequence.slot
@@ -309,7 +312,7 @@ class DecodeRows:
             assert 0 < self._num_computed[slot] <= self._capacity[slot]
             assert self._num_pages[slot] == sequence.num_pages
             own = sequence.num_pages - sequence.num_held
-            width = self._hidden_page_tokens if sequence.is_hidden else self._page_tokens
+            width = self._page_tokens_of[sequence.form]
             assert self._capacity[slot] == sequence.num_held * self._page_tokens + own * width
             num_output = int(self._tables.output_position[slot])
             assert self._num_computed[slot] == sequence.num_prompt_tokens + num_output - 1

@@ -3,11 +3,13 @@ prices, for the engine of sleeps and the simulator."""
 
 from preble.cost import CostModel
 from preble.errors import ConfigError
-from preble.first_principles import PAIRS, DecoderShape, Device, estimated_cost
+from preble.first_principles import BYTES_PER_NUMBER, PAIRS, DecoderShape, Device, estimated_cost
 from preble_worker.config import KV_TIERS, NO_TIERS, TierConfig
 
 HOST_TOKENS_PER_DEVICE_TOKEN = 4
 """Size of the host's pool where the operator gave none."""
+INT8_SCALE_BYTES = 4
+"""Of the numbers in 8 bits that a token has in a KV head."""
 
 
 def named_tiers(name: str, tiers: tuple[str, ...], **sizes: float) -> TierConfig:
@@ -65,6 +67,8 @@ def estimated_tiers(
             f"it keeps d_model = {model.hidden} numbers, keys and values are "
             f"2·n_kv·d_h = {model.kv_numbers}"
         )
+    row = model.head_dim + INT8_SCALE_BYTES
+    int8_tokens = int(page_tokens * model.head_dim * BYTES_PER_NUMBER // row)
     host_tokens = host_kv_tokens or HOST_TOKENS_PER_DEVICE_TOKEN * kv_tokens
     page_bytes = int(model.kv_bytes_per_token * page_tokens)
     return TierConfig(
@@ -75,5 +79,6 @@ def estimated_tiers(
         hidden_page_tokens=int(page_tokens * model.kv_numbers // model.hidden)
         if "hidden" in tiers
         else 0,
+        int8_page_tokens=int8_tokens if "int8-resident" in tiers else 0,
         cost=cost,
     )

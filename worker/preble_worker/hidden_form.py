@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from preble_worker.batch import Batch, Upgrade
+from preble_worker.batch import Batch, Conversion
 from preble_worker.kv_pool import KVPool, KVShape
 
 Pair = tuple[Tensor, Tensor]
@@ -85,13 +85,13 @@ class HiddenForm:
         each = positions[..., None] + np.arange(num_tokens)
         return HiddenKeys(self, self._upload(pages), self._source.at(self._upload(each.ravel())))
 
-    def upgrade(self, upgrade: Upgrade) -> None:
+    def upgrade(self, upgrade: Conversion) -> None:
         """Put the tokens' keys and values into the pages they are to have."""
         numbers = np.arange(upgrade.num_tokens)
-        pages = upgrade.pages.astype(np.int64)
+        pages = upgrade.new_pages.astype(np.int64)
         size = self._pool.page_tokens
         places = self._upload(pages[numbers // size] * size + numbers % size)
-        hidden_pages = self._upload(upgrade.hidden_pages.astype(np.int64))
+        hidden_pages = self._upload(upgrade.old_pages.astype(np.int64))
         project = self._source.at(self._upload(upgrade.start + numbers))
         for layer in range(len(self._layers)):
             hidden = self.gather(layer, hidden_pages)[: upgrade.num_tokens]
@@ -123,10 +123,10 @@ class MixedStore:
         rows = np.repeat(np.arange(len(batch.slots)), batch.counts)
         first = np.cumsum(batch.counts) - batch.counts
         positions = np.arange(len(rows)) + (batch.starts - first)[rows]
-        hidden_from = batch.tables.hidden_from[batch.slots[rows]]
-        is_hidden = positions >= hidden_from
+        compact_from = batch.tables.compact_from[batch.slots[rows]]
+        is_hidden = positions >= compact_from
         tokens = np.flatnonzero(is_hidden)
-        begins = hidden_from[tokens]
+        begins = compact_from[tokens]
         columns, offsets = np.divmod(positions[tokens] - begins, form.page_tokens)
         slots = batch.slots[rows[tokens]]
         pages = batch.tables.pages[slots, begins // pool.page_tokens + columns]
@@ -147,6 +147,6 @@ class MixedStore:
 def in_hidden_form(batch: Batch) -> npt.NDArray[np.bool_]:
     """Which rows have tokens in the hidden form once the step has run."""
     hidden: npt.NDArray[np.bool_] = (
-        batch.tables.hidden_from[batch.slots] < batch.starts + batch.counts
+        batch.tables.compact_from[batch.slots] < batch.starts + batch.counts
     )
     return hidden

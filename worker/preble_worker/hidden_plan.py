@@ -53,7 +53,7 @@ def find_kv_sharing(batch: Batch, *, page_tokens: int) -> Sharing:
 
 def kv_ends(batch: Batch) -> Ints:
     """(rows,): how many tokens have keys and values before the step."""
-    return np.minimum(batch.starts, batch.tables.hidden_from[batch.slots])
+    return np.minimum(batch.starts, batch.tables.compact_from[batch.slots])
 
 
 def plan_mixed_step(
@@ -63,8 +63,8 @@ def plan_mixed_step(
     first = token_offsets(batch)
     num_rows, num_decodes = len(batch.slots), batch.num_decodes
     ends_of_kv = kv_ends(batch)
-    hidden_from = batch.tables.hidden_from[batch.slots]
-    is_hidden = hidden_from < batch.starts + 1
+    compact_from = batch.tables.compact_from[batch.slots]
+    is_hidden = compact_from < batch.starts + 1
     plain = np.flatnonzero(~is_hidden[:num_decodes])
     hidden = np.flatnonzero(is_hidden[:num_decodes])
 
@@ -76,19 +76,19 @@ def plan_mixed_step(
     kv_tails = tails(batch, plain, skipped, np.zeros_like(ends), ends, page_tokens)
     kv = StepPlan(spans, list(kv_tails), list(chunks_of(batch, first)), [])
 
-    begins = hidden_from[hidden]
+    begins = compact_from[hidden]
     ends = batch.starts[hidden] + 1 - begins
     zeros = np.zeros_like(ends)
     own = list(tails(batch, hidden, begins // page_tokens, zeros, ends, hidden_page_tokens))
     pasts = [
-        (_hidden_past(batch, row, first, page_tokens, hidden_page_tokens), int(hidden_from[row]))
+        (_hidden_past(batch, row, first, page_tokens, hidden_page_tokens), int(compact_from[row]))
         for row in range(num_decodes, num_rows)
-        if batch.starts[row] > hidden_from[row]
+        if batch.starts[row] > compact_from[row]
     ]
     return MixedPlan(
         kv=kv,
         tails=own,
-        tail_begins=[hidden_from[part.queries] for part in own],
+        tail_begins=[compact_from[part.queries] for part in own],
         spans=[span for span, _ in pasts],
         span_begins=[begin for _, begin in pasts],
     )
@@ -99,7 +99,7 @@ def _hidden_past(
 ) -> Span:
     """A prefill's tokens in the hidden form before the step."""
     slot = batch.slots[row]
-    begin = int(batch.tables.hidden_from[slot])
+    begin = int(batch.tables.compact_from[slot])
     num_tokens = int(batch.starts[row]) - begin
     column = begin // page_tokens
     pages = batch.tables.pages[slot, column : column - (-num_tokens // hidden_page_tokens)]

@@ -108,7 +108,7 @@ class HostTier:
     def save(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` is about to lose its slot: keep its full pages if that is worth it."""
         num_full = sequence.num_computed // self._page_tokens
-        if not num_full or sequence.is_hidden or self._slots.is_upgrading(sequence):
+        if not num_full or sequence.is_compact or self._slots.is_converting(sequence):
             return
         assert sequence.node is not None
         num_safe = self._cache.num_used_by_others(sequence.node)
@@ -162,6 +162,10 @@ class HostTier:
             self.totals.offloaded_pages += len(move.host_pages)
             self._moves.append(move)
 
+    def keeps(self, sequence: Sequence) -> bool:
+        """Whether pages are here for `sequence`, which waits."""
+        return sequence in self._kept
+
     def release(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` no longer waits: what the host keeps of it may give way. While it waits that
         may not, or what was paid for by copying would go before what nobody needs.
@@ -211,7 +215,7 @@ class HostTier:
         """Pages behind the first `first` that are here; 0 if they are computed sooner."""
         num_reusable = (sequence.num_tokens - 1) // self._page_tokens
         num_pages = self._host.num_held_of(sequence, num_reusable) - first
-        if num_pages <= 0 or sequence.is_hidden:
+        if num_pages <= 0 or sequence.is_compact:
             return 0
         is_slow = self.copy_seconds(num_pages) >= self._compute_seconds(num_pages, first)
         return 0 if is_slow else num_pages

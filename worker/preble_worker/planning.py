@@ -2,6 +2,7 @@
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
+from preble_worker.kv_form import KvForm
 from preble_worker.page_cache import PageCache
 from preble_worker.policies.adaptive import TOKENS_PER_PAUSE, Adaptive, Prospect, Room, Runner
 from preble_worker.policies.pace import Pace, best_pace
@@ -12,6 +13,9 @@ from preble_worker.waiting import WaitingQueue
 
 PLAN_STEPS = 4
 """Steps between two plans while requests wait, if none comes."""
+
+SHRINK_PAGES = 4
+"""Fewer pages of one request are not worth quantizing."""
 
 
 class Planning:
@@ -40,34 +44,37 @@ class Planning:
         self._cache = cache
         self._slots = slots
         self._cost = config.tiers.cost or config.policy_options.cost
-        width = config.tiers.hidden_page_tokens
-        self._hidden_share = config.page_tokens / width if width else None
-        self._hidden_seconds = self._cost.per_hidden_token * config.page_tokens
+        self._forms = config.tiers.compact_forms(self._cost)
+        self._has_int8 = any(form.kind is KvForm.INT8 for form in self._forms)
 
     def review(self, *, step: int, now: float) -> list[Sequence]:
-        """If a plan is due: who is to start in the hidden form is told so, who is to leave it
-        does, and who is to make room is returned.
+        """If a plan is due: who is to start in a compact form is told so, who is to leave the
+        hidden form does, and who is to make room is returned.
         """
         decodes = self._running.decodes
-        if step < self.review_at_step or not (len(self._waiting) or decodes.num_hidden):
+        if step < self.review_at_step or not (len(self._waiting) or decodes.num_in[KvForm.HIDDEN]):
             return []
         self.review_at_step = step + PLAN_STEPS
         waiting = self._waiting.window()
+        priority = min((s.priority for s in waiting), default=0)
         prospects = self._prospects(waiting, now)
         pace = self._pace(prospects)
         self.prompt_tokens = pace.tokens
         plan = self._policy.plan(
             prospects,
             self._room(pace),
-            hidden=[self._hidden(s) for s in decodes.sequences if s.is_hidden],
-            pausable=self._pausable(min((s.priority for s in waiting), default=0)),
+            hidden=[self._hidden(s) for s in decodes.sequences if s.form is KvForm.HIDDEN],
+            pausable=self._pausable(priority),
+            shrinkable=self._shrinkable(priority) if waiting else [],
         )
         for sequence in waiting:
-            sequence.is_hidden = False
-        for sequence, is_hidden in plan.starts:
-            sequence.is_hidden = is_hidden
+            sequence.form = KvForm.FULL
+        for sequence, form in plan.starts:
+            sequence.form = form
         for sequence in plan.upgrades:
             self._upgrade(sequence)
+        for sequence in plan.shrinks:
+            self._shrink(sequence)
         return plan.pauses
 
     def for_growth(self, *, now: float) -> Sequence:
@@ -84,8 +91,8 @@ class Planning:
             pages=max(self._cache.num_available - num_running, 0),
             count=max(self._config.max_running - num_running, 0),
             num_live=num_running + len(self._waiting),
-            hidden_share=self._hidden_share,
-            hidden_seconds=self._hidden_seconds,
+            page_tokens=self._config.page_tokens,
+            forms=self._forms,
             pace=pace,
             tokens=PLAN_STEPS * pace.tokens - pace.ahead,
         )
@@ -106,6 +113,7 @@ class Planning:
         ttft_slo, tbt_slo = self._config.ttft_slo_seconds, self._config.tbt_slo_seconds
         prefill_seconds = self._cost.prefill_seconds
         used: dict[CacheNode, int] = {}
+        host = self._running.host if self._forms else None
         prospects = []
         for sequence in waiting:
             if sequence.has_output:
@@ -123,13 +131,13 @@ class Planning:
                     sequence.has_output
                     and sequence.num_output >= TOKENS_PER_PAUSE * sequence.num_pauses,
                     sequence.num_tokens - cached,
+                    host is not None and host.keeps(sequence),
                 )
             )
         return prospects
 
     def _hidden(self, sequence: Sequence) -> Runner[Sequence]:
-        num_hidden = (sequence.num_pages - sequence.num_held) / (self._hidden_share or 1.0)
-        return Runner(sequence, int(num_hidden))
+        return Runner(sequence, self._slots.pages_to_upgrade(sequence))
 
     def _pausable(self, priority: int) -> list[Runner[Sequence]]:
         """Who decodes, of at most this priority, and would swap with all its objectives met; no
@@ -144,15 +152,29 @@ class Planning:
         self._running.decodes.note_generated()
         runners = []
         for sequence in self._running.decodes.sequences:
-            if sequence.is_hidden or sequence.priority > priority:
+            if sequence.is_compact or sequence.priority > priority:
                 continue
             if sequence.num_generated < TOKENS_PER_PAUSE * (sequence.num_pauses + 1):
                 continue
-            assert sequence.node is not None
-            num_pages = sequence.num_pages - self._cache.num_used_by_others(sequence.node)
+            num_pages = self._slots.num_own(sequence)
             if sequence.num_pages <= left and host.is_cheaper(sequence, num_pages):
                 left -= sequence.num_pages
                 runners.append(Runner(sequence, num_pages, host.swap_seconds(num_pages)))
+        return runners
+
+    def _shrinkable(self, priority: int) -> list[Runner[Sequence]]:
+        """Who decodes in the full form, of at most this priority, and could go on in int8. With a
+        host nobody: only the full form can be paused, and that gives back all pages, not half.
+        """
+        if not self._has_int8 or self._running.host is not None:
+            return []
+        runners = []
+        for sequence in self._running.decodes.sequences:
+            if sequence.is_compact or sequence.priority > priority:
+                continue
+            num_pages = self._slots.num_own(sequence)
+            if num_pages >= SHRINK_PAGES:
+                runners.append(Runner(sequence, num_pages))
         return runners
 
     def _wanted_pages(self, sequence: Sequence, used: dict[CacheNode, int]) -> int:
@@ -175,4 +197,11 @@ class Planning:
         spare = len(self._running)
         if self._slots.pages_to_upgrade(sequence) + spare <= self._cache.num_available:
             self._slots.upgrade(sequence, self._running.decodes.num_computed(sequence))
-            self._running.decodes.upgraded(sequence)
+            self._running.decodes.converted(sequence, KvForm.HIDDEN)
+
+    def _shrink(self, sequence: Sequence) -> None:
+        """Now, if there are pages; else another plan will say so again."""
+        spare = len(self._running)
+        if self._slots.pages_to_shrink(sequence) + spare <= self._cache.num_available:
+            self._slots.shrink(sequence, self._running.decodes.num_computed(sequence))
+            self._running.decodes.converted(sequence, KvForm.FULL)

@@ -157,7 +157,7 @@ class LocalScheduler:
         assert self._under_way is None, "the previous batch is not complete"
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
-        self._slots.free_leaving()
+        self._slots.free_leaving(now=now)
         self._running.end_loads(now=now)
         if self._preemption:
             self._make_room(self._preemption, now)
@@ -204,7 +204,7 @@ class LocalScheduler:
         assert batch is self._under_way
         if self._prefills.chunks or self._deadlines or self._running.is_copying:
             return 1
-        if batch.moves or batch.upgrades:
+        if batch.moves or batch.conversions:
             return 1
         num_alike = self._decodes.steps_until_end(num_available=self._cache.num_at_hand)
         if self._has_room(self.config.max_batch_tokens - len(self._decodes)):

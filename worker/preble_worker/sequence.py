@@ -11,6 +11,7 @@ from preble.page_keys import TOKEN_BYTES, namespace_page, namespace_seed
 from preble.types import FinishReason, Logprobs, RequestOutput, WorkerRequest
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
+from preble_worker.kv_form import KvForm
 from preble_worker.page_cache import NOT_LOOKED_UP, PageArray
 
 ALL_PAGES = 1 << 62
@@ -61,9 +62,9 @@ class Sequence:
         node: the pinned end of its shared path, None while it waits.
         num_held: pages of that path, the first ones of its table row.
         num_pages: entries of its table row, shared and private.
-        num_exact: pages that may be shared once computed; what rests on quantized or hidden-form
-            pages may not.
-        is_hidden: what it computes is kept in the hidden form.
+        num_exact: pages that may be shared once computed; what rests on quantized or compact pages
+            may not.
+        form: in which what it computes is kept.
         num_computed: tokens with KV; exact while it is not decoding.
         has_output: whether a token of this attempt was handed out.
         chunk: prefill tokens of it in the batch under way.
@@ -90,9 +91,9 @@ class Sequence:
         "fetched",
         "followed_since",
         "following",
+        "form",
         "generated",
         "has_output",
-        "is_hidden",
         "is_lost",
         "namespace_page",
         "node",
@@ -179,7 +180,7 @@ class Sequence:
         self.num_held = 0
         self.num_pages = 0
         self.num_exact = ALL_PAGES
-        self.is_hidden = False
+        self.form = KvForm.FULL
         self.num_computed = 0
         self.chunk = 0
         self.computing: tuple[CacheNode, bytes] | None = None
@@ -200,6 +201,11 @@ class Sequence:
         if self.stage is Stage.WAITING:
             return self.num_tokens - self.cached_tokens
         return self.num_tokens - self.num_computed
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether what it computes is in another form than the full one."""
+        return self.form is not KvForm.FULL
 
     @property
     def max_tokens(self) -> int:
@@ -285,7 +291,7 @@ class Sequence:
         self.node = None
         self.num_held = self.num_pages = self.num_computed = 0
         self.num_exact = ALL_PAGES
-        self.is_hidden = False
+        self.form = KvForm.FULL
         self.following = None
 
     def finish(self) -> None:

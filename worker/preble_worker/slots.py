@@ -7,8 +7,10 @@ a row of `tables.pages` held in common with the tree │ private │ stale
 import numpy as np
 
 from preble.page_keys import TOKEN_BYTES
-from preble_worker.batch import ALL_KV, Penalties, SlotTables, Upgrade
+from preble_worker.batch import ALL_KV, Conversion, Penalties, SlotTables
 from preble_worker.config import TierConfig
+from preble_worker.eviction import CacheNode
+from preble_worker.kv_form import KvForm
 from preble_worker.page_cache import NO_PAGES, PageArray, PageCache
 from preble_worker.sequence import ALL_PAGES, Fetched, Sequence
 
@@ -29,9 +31,10 @@ class Slots:
         self.pages_changed = False
         self.wanted_pages = 0
         self._cache = cache
-        self._hidden_page_tokens = tiers.hidden_page_tokens
+        self._page_tokens_of = {KvForm.FULL: cache.page_tokens, **tiers.page_tokens_of}
         self._leaving: list[PageArray] = []
-        self._upgrades: list[tuple[Sequence, Upgrade]] = []
+        self._leaving_nodes: list[CacheNode] = []
+        self._conversions: list[tuple[Sequence, Conversion]] = []
         self._free = list(range(len(tables.last_token)))[::-1]
 
     @property
@@ -64,7 +67,7 @@ class Slots:
         sequence.num_held = len(shared)
         sequence.num_pages = num_pages
         sequence.num_computed = len(shared) * cache.page_tokens
-        if self._hidden_page_tokens:
+        if len(self._page_tokens_of) > 1:
             self._begin_form(sequence)
         if fetched:
             self._take_fetched(sequence, fetched, len(own), now)
@@ -78,61 +81,99 @@ class Slots:
         sequence.fetched = None
 
     def _begin_form(self, sequence: Sequence) -> None:
-        """Note from where on `sequence` computes in the hidden form, if it is to."""
-        self.tables.hidden_from[sequence.slot] = ALL_KV
-        if sequence.is_hidden:
+        """Note from where on `sequence` computes in a compact form, if it is to."""
+        self.tables.forms[sequence.slot] = sequence.form
+        self.tables.compact_from[sequence.slot] = ALL_KV
+        if sequence.is_compact:
             sequence.num_exact = sequence.num_held
-            self.tables.hidden_from[sequence.slot] = sequence.num_computed
+            self.tables.compact_from[sequence.slot] = sequence.num_computed
 
     def _num_pages(self, sequence: Sequence, num_tokens: int, *, num_held: int) -> int:
         """Entries of a row with `num_tokens`, `num_held` of them in common with the tree."""
-        width = self._cache.page_tokens
-        if not sequence.is_hidden:
-            return -(-num_tokens // width)
-        return num_held - (num_held * width - num_tokens) // self._hidden_page_tokens
+        own = num_tokens - num_held * self._cache.page_tokens
+        return num_held - (-own // self._page_tokens_of[sequence.form])
 
     def pages_to_upgrade(self, sequence: Sequence) -> int:
         """Pages that must be available for `upgrade`, nothing being free before the next step."""
         own = sequence.num_pages - sequence.num_held
-        return -(-own * self._hidden_page_tokens // self._cache.page_tokens)
+        return -(-own * self._page_tokens_of[sequence.form] // self._cache.page_tokens)
 
     def upgrade(self, sequence: Sequence, num_computed: int) -> None:
         """Give `sequence`, in the hidden form, pages for keys and values instead."""
-        cache, slot, first = self._cache, sequence.slot, sequence.num_held
-        start = first * cache.page_tokens
-        hidden_pages = self.private_pages(sequence).copy()
-        sequence.is_hidden = False
+        old_pages = self.private_pages(sequence).copy()
+        self._leaving.append(old_pages)
+        self._convert(sequence, KvForm.FULL, old_pages, num_computed)
+        self.tables.compact_from[sequence.slot] = ALL_KV
+
+    def num_own(self, sequence: Sequence) -> int:
+        """Pages of `sequence`, which runs, that nobody else uses, those of the tree included."""
+        assert sequence.node is not None
+        return sequence.num_pages - self._cache.num_used_by_others(sequence.node)
+
+    def pages_to_shrink(self, sequence: Sequence) -> int:
+        """Pages that must be available for `shrink`; what it saves is free with the next step."""
+        num_tokens = self.num_own(sequence) * self._cache.page_tokens
+        return -(-num_tokens // self._page_tokens_of[KvForm.INT8])
+
+    def shrink(self, sequence: Sequence, num_computed: int) -> None:
+        """Keep in int8 what only `sequence`, in the full form, uses. What of it is in the tree
+        stays there for others, but may be evicted.
+        """
+        assert sequence.node is not None
+        num_shared = sequence.num_pages - self.num_own(sequence)
+        old_pages = self.tables.pages[sequence.slot, num_shared : sequence.num_pages].copy()
+        self._leaving.append(self.private_pages(sequence).copy())
+        self._leaving_nodes.append(sequence.node)
+        sequence.node, _ = self._cache.pin(sequence.path(num_shared))
+        sequence.num_held = sequence.num_exact = num_shared
+        self._convert(sequence, KvForm.INT8, old_pages, num_computed)
+        self.tables.compact_from[sequence.slot] = num_shared * self._cache.page_tokens
+
+    def _convert(
+        self, sequence: Sequence, form: KvForm, old_pages: PageArray, num_computed: int
+    ) -> None:
+        """All behind the pages that `sequence` holds in common goes from `old_pages` to new ones
+        that have `form`. What an engine reads is not freed before its step was computed.
+        """
+        slot, first, before = sequence.slot, sequence.num_held, sequence.form
+        start = first * self._cache.page_tokens
+        sequence.form = form
         sequence.num_pages = self._num_pages(sequence, num_computed, num_held=first)
-        pages = cache.allocate(sequence.num_pages - first)
-        self.tables.pages[slot, first : sequence.num_pages] = pages
-        self.tables.hidden_from[slot] = ALL_KV
-        self._leaving.append(hidden_pages)
+        new_pages = self._cache.allocate(sequence.num_pages - first)
+        self.tables.pages[slot, first : sequence.num_pages] = new_pages
+        self.tables.forms[slot] = form
         self.pages_changed = True
-        upgrade = Upgrade(
+        conversion = Conversion(
             slot=slot,
+            before=before,
+            after=form,
             start=start,
             num_tokens=num_computed - start,
-            hidden_pages=hidden_pages,
-            pages=pages,
+            old_pages=old_pages,
+            new_pages=new_pages,
         )
-        self._upgrades.append((sequence, upgrade))
+        self._conversions.append((sequence, conversion))
 
-    def is_upgrading(self, sequence: Sequence) -> bool:
+    def is_converting(self, sequence: Sequence) -> bool:
         """Whether its pages do not hold anything before the next step."""
-        return any(other is sequence for other, _ in self._upgrades)
+        return any(other is sequence for other, _ in self._conversions)
 
-    def take_upgrades(self) -> tuple[Upgrade, ...]:
-        """Those to be done with the next step, after which their pages may be shared."""
-        upgrades, self._upgrades = self._upgrades, []
-        for sequence, _ in upgrades:
-            sequence.num_exact = ALL_PAGES
-        return tuple(upgrade for _, upgrade in upgrades)
+    def take_conversions(self) -> tuple[Conversion, ...]:
+        """Those to be done with the next step, after which exact pages may be shared."""
+        conversions, self._conversions = self._conversions, []
+        for sequence, _ in conversions:
+            if not sequence.is_compact:
+                sequence.num_exact = ALL_PAGES
+        return tuple(conversion for _, conversion in conversions)
 
-    def free_leaving(self) -> None:
-        """The pages that an upgrade read can be used again, since its step was computed."""
+    def free_leaving(self, *, now: float) -> None:
+        """What a conversion read can be used again, since its step was computed."""
         for pages in self._leaving:
             self._cache.free(pages)
+        for node in self._leaving_nodes:
+            self._cache.unpin(node, now=now)
         self._leaving.clear()
+        self._leaving_nodes.clear()
 
     def share(self, sequence: Sequence, *, now: float) -> None:
         """Put the full pages that were computed since the last time into the tree."""
@@ -157,8 +198,8 @@ class Slots:
         """Take slot and pages back; with `share`, full computed pages stay in the tree."""
         if share:
             self.share(sequence, now=now)
-        if self._upgrades:
-            self._upgrades = [entry for entry in self._upgrades if entry[0] is not sequence]
+        if self._conversions:
+            self._conversions = [entry for entry in self._conversions if entry[0] is not sequence]
         assert sequence.node is not None
         self._cache.free(self.private_pages(sequence))
         self._cache.unpin(sequence.node, now=now)
@@ -205,4 +246,5 @@ class Slots:
         fetched = [sequence.fetched for sequence in waiting if sequence.fetched]
         private = [*map(self.private_pages, running), *(f.pages for f in fetched)]
         nodes = [*(s.node for s in running if s.node is not None), *(f.node for f in fetched)]
+        nodes += self._leaving_nodes
         self._cache.check(private=[*self._leaving, *private], pinned=nodes)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from preble_worker.kv_form import KvForm
 from preble_worker.sequence import Sequence
 
 
@@ -14,7 +15,7 @@ class TierTotals:
             computing them again is cheaper.
         offloaded_pages, uploaded_pages: that crossed, in the form in which they did.
         loaded_tokens: prompt tokens that came from the host when their request first ran.
-        hidden_starts: requests started in the hidden form.
+        hidden_starts, int8_starts: requests started in these forms.
     """
 
     swaps: int = 0
@@ -23,6 +24,7 @@ class TierTotals:
     uploaded_pages: int = 0
     loaded_tokens: int = 0
     hidden_starts: int = 0
+    int8_starts: int = 0
 
 
 @dataclass(slots=True)
@@ -41,5 +43,5 @@ class Totals:
             sequence.served_from_cache = min(sequence.num_computed, sequence.num_prompt_tokens)
             self.prompt_tokens += sequence.num_prompt_tokens
             self.cached_tokens += sequence.served_from_cache
-            if sequence.is_hidden:
-                self.tiers.hidden_starts += 1
+            self.tiers.hidden_starts += sequence.form is KvForm.HIDDEN
+            self.tiers.int8_starts += sequence.form is KvForm.INT8

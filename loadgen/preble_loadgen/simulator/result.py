@@ -29,7 +29,7 @@ class WorkerResult:
         num_steps, busy_seconds: of all its lives.
         swaps, recomputes: preemptions with a copy to the host and without, in its last life.
         offloaded_bytes, uploaded_bytes: that crossed between device and host, in its last life.
-        hidden_starts: requests started in the hidden form, in its last life.
+        hidden_starts, int8_starts: requests started in these forms, in its last life.
     """
 
     worker_id: str
@@ -43,6 +43,7 @@ class WorkerResult:
     offloaded_bytes: int = 0
     uploaded_bytes: int = 0
     hidden_starts: int = 0
+    int8_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Crossings:
     offloaded_bytes: int
     uploaded_bytes: int
     hidden_starts: int
+    int8_starts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -283,4 +283,5 @@ def _worker_result(worker: SimulatedWorker) -> WorkerResult:
         offloaded_bytes=tiers.offloaded_pages * page_bytes,
         uploaded_bytes=tiers.uploaded_pages * page_bytes,
         hidden_starts=tiers.hidden_starts,
+        int8_starts=tiers.int8_starts,
     )

@@ -168,7 +168,8 @@ class SimulatedWorker:
         step_seconds, slowness = self._cost.step_seconds, self.slowness
         prefill, decodes = len(batch.prefill_tokens), batch.num_decodes
         products = num_extra_products(batch) if self._cost.per_product else 0
-        ends, at, context, hidden = [], now, batch.context_tokens, batch.hidden_tokens
+        ends, at, context = [], now, batch.context_tokens
+        hidden, int8 = batch.hidden_tokens, batch.int8_tokens
         while True:
             seconds = step_seconds(
                 prefill_tokens=prefill,
@@ -176,6 +177,7 @@ class SimulatedWorker:
                 decodes=decodes,
                 context_tokens=context,
                 hidden_tokens=hidden,
+                int8_tokens=int8,
                 products=products,
             )
             if batch.moves:
@@ -186,6 +188,7 @@ class SimulatedWorker:
                 return ends
             context += decodes
             hidden += batch.num_hidden_decodes
+            int8 += batch.num_int8_decodes
 
     def _cut(self) -> None:
         """End the run with the step under way."""

@@ -22,7 +22,7 @@ class WorkerFigures:
             than `STARVED_STRETCH` times what they take alone.
         longest_wait: for a first token or between two.
         swap_bytes: both ways, whole run.
-        preemptions, swaps, hidden_starts: whole run; swaps are among the preemptions.
+        preemptions, swaps, hidden_starts, int8_starts: whole run; swaps are among the preemptions.
         mean_output, length_error: output tokens, and mean |predicted - actual|; None unpredicted.
         length_rank: rank correlation of the two; None where all predictions are the same.
     """
@@ -38,6 +38,7 @@ class WorkerFigures:
     mean_output: float
     length_error: float | None
     length_rank: float | None
+    int8_starts: int = 0
 
 
 def worker_figures(
@@ -68,6 +69,7 @@ def worker_figures(
         mean_output=_mean([record.output_tokens for record in complete]),
         length_error=lengths.mean_absolute_error,
         length_rank=lengths.rank_correlation,
+        int8_starts=sum(w.int8_starts for w in workers),
     )
 
 

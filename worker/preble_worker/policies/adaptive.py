@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Generic
 
+from preble_worker.kv_form import CompactForm, KvForm
 from preble_worker.policies.knapsack import Form, Job, choose
 from preble_worker.policies.pace import Due, Pace, most_in_time
 from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
@@ -32,6 +33,7 @@ class Prospect(Generic[C]):
         pages: that it takes at full precision.
         can_wait: it had output enough for its pauses, so that this one misses no objective.
         tokens: to be computed before its next one.
+        keeps_full: pages of it are on the host, and can only come back as they were.
     """
 
     candidate: C
@@ -41,6 +43,7 @@ class Prospect(Generic[C]):
     pages: int
     can_wait: bool
     tokens: int
+    keeps_full: bool = False
 
 
 @dataclass(slots=True)
@@ -64,8 +67,8 @@ class Room:
     Attributes:
         pages: at full precision. count: requests.
         num_live: requests that every delay delays.
-        hidden_share: of the pages that the hidden form takes, None where there is none.
-        hidden_seconds: what a page's tokens, in the hidden form, add to a step.
+        page_tokens: of a page at full precision.
+        forms: compact ones, smallest first.
         pace: at which prompts are computed.
         tokens: that are computed until the next plan.
     """
@@ -73,8 +76,8 @@ class Room:
     pages: int
     count: int
     num_live: int
-    hidden_share: float | None
-    hidden_seconds: float
+    page_tokens: int
+    forms: tuple[CompactForm, ...]
     pace: Pace
     tokens: int
 
@@ -84,13 +87,15 @@ class Plan(Generic[C]):
     """What is best, as of one moment.
 
     Attributes:
-        starts: who of those who wait is to start, and whether in the hidden form; first one first.
+        starts: who of those who wait is to start, and in which form; first one first.
         upgrades: who runs in the hidden form and is better off without.
+        shrinks: who runs in the full form and is to go on in int8.
         pauses: who runs and is to make room.
     """
 
-    starts: list[tuple[C, bool]]
+    starts: list[tuple[C, KvForm]]
     upgrades: list[C]
+    shrinks: list[C]
     pauses: list[C]
 
 
@@ -140,45 +145,65 @@ class Adaptive:
         *,
         hidden: Sequence[Runner[C]] = (),
         pausable: Sequence[Runner[C]] = (),
+        shrinkable: Sequence[Runner[C]] = (),
     ) -> Plan[C]:
         """Decide on all of them.
 
         Args:
             hidden: run in the hidden form.
             pausable: run, and may be paused.
+            shrinkable: run in the full form, could have int8, and may not be paused.
         """
         pinned, in_time, late = _by_hope(waiting, room.pace)
-        drag = room.hidden_seconds * room.num_live
-        forms = (FULL,) if room.hidden_share is None else (Form(room.hidden_share, drag), FULL)
+        forms = _forms(room)
         pages = float(room.pages + sum(runner.pages for runner in pausable))
+        pages += sum(_fuller(r, forms, KvForm.INT8).pages for r in shrinkable)
         count = room.count + len(pausable)
 
         first = _oldest_that_fit(pinned, pages, count)
         pages = pages - sum(p.pages for p in first) if len(first) == len(pinned) else 0.0
-        jobs = [Job(p.pending_seconds + p.first_seconds, _weight(p.pages), forms) for p in in_time]
+        jobs = [
+            Job(
+                p.pending_seconds + p.first_seconds,
+                _weight(p.pages),
+                (FULL,) if p.keeps_full else forms,
+            )
+            for p in in_time
+        ]
         jobs += [_keep(r) for r in pausable]
-        jobs += [_upgrade(r, forms) for r in hidden]
+        jobs += [_fuller(r, forms, KvForm.HIDDEN) for r in hidden]
+        jobs += [_fuller(r, forms, KvForm.INT8) for r in shrinkable]
         choice = choose(jobs, pages=pages, count=count - len(first))
         pages -= sum(jobs[i].weight(form) for i, form in choice.items())
-        begin_hidden = len(in_time) + len(pausable)
 
-        starts = [(p.candidate, False) for p in first]
-        starts += [
-            (p.candidate, choice[i] is not FULL) for i, p in enumerate(in_time) if i in choice
-        ]
-        num_kept = sum(len(in_time) <= i < begin_hidden for i in choice)
+        starts = [(p.candidate, KvForm.FULL) for p in first]
+        starts += [(p.candidate, choice[i].kind) for i, p in enumerate(in_time) if i in choice]
+        running = len(in_time) + len(pausable)
+        num_kept = sum(len(in_time) <= i < running for i in choice)
         tokens = room.tokens - sum(p.tokens for p in first)
         tokens -= sum(p.tokens for i, p in enumerate(in_time) if i in choice)
         starts += _best_of(late, pages, count - len(starts) - num_kept, tokens)
         _rank([*pinned, *in_time, *late], starts)
+        in_full = running + len(hidden)
         return Plan(
             starts,
-            [hidden[i - begin_hidden].candidate for i in choice if i >= begin_hidden],
-            [r.candidate for i, r in enumerate(pausable, len(in_time)) if i not in choice],
+            upgrades=[r.candidate for i, r in enumerate(hidden, running) if i in choice],
+            shrinks=[r.candidate for i, r in enumerate(shrinkable, in_full) if i not in choice],
+            pauses=[r.candidate for i, r in enumerate(pausable, len(in_time)) if i not in choice],
         )
 
 
-def _rank(prospects: list[Prospect[C]], starts: list[tuple[C, bool]]) -> None:
+def _forms(room: Room) -> tuple[Form, ...]:
+    """All that a request can have, smallest first."""
+    size, num_live = room.page_tokens, room.num_live
+    compact = [
+        Form(size / form.page_tokens, form.token_seconds * size * num_live, form.kind)
+        for form in room.forms
+    ]
+    return (*compact, FULL)
+
+
+def _rank(prospects: list[Prospect[C]], starts: list[tuple[C, KvForm]]) -> None:
     """Who is to start comes first, then the others as they are: the next plan may be some steps off
     when one of those that run ends.
     """
@@ -225,12 +250,12 @@ def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> lis
 
 def _best_of(
     late: list[Prospect[C]], pages: float, count: int, tokens: float
-) -> list[tuple[C, bool]]:
+) -> list[tuple[C, KvForm]]:
     """Of those with nothing to win, with what room is left, at full precision."""
     small = [p for p in late if p.pages <= pages] if count > 0 and tokens > 0 else []
     jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,), tokens=p.tokens) for p in small]
     choice = choose(jobs, pages=pages, count=count, tokens=tokens)
-    return [(p.candidate, False) for number, p in enumerate(small) if number in choice]
+    return [(p.candidate, KvForm.FULL) for number, p in enumerate(small) if number in choice]
 
 
 def _late_worth(prospect: Prospect[C]) -> float:
@@ -247,11 +272,11 @@ def _keep(runner: Runner[C]) -> Job:
     return Job(max(runner.pause_seconds, LATE_WORTH), _weight(runner.pages), (FULL,))
 
 
-def _upgrade(runner: Runner[C], forms: tuple[Form, ...]) -> Job:
-    """What is won by leaving the hidden form, for the pages that it takes more."""
-    hidden = forms[0]
-    weight = _weight((1.0 - hidden.share) * runner.pages)
-    return Job(hidden.drag * runner.pages, weight, (FULL,), places=0)
+def _fuller(runner: Runner[C], forms: tuple[Form, ...], kind: KvForm) -> Job:
+    """What is won by having the full form and not `kind`, for the pages that it takes more."""
+    compact = next(form for form in forms if form.kind is kind)
+    worth = max(compact.drag * runner.pages, LATE_WORTH)
+    return Job(worth, _weight((1.0 - compact.share) * runner.pages), (FULL,), places=0)
 
 
 def _planned(candidate: Candidate) -> tuple[float, float]:

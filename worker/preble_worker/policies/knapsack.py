@@ -26,6 +26,8 @@ from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
+from preble_worker.kv_form import KvForm
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -33,6 +35,7 @@ class Form:
 
     share: float
     drag: float
+    kind: KvForm = KvForm.FULL
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from preble_loadgen.tournament.scheduling.contests import WORKER_CONTESTS
 from preble_loadgen.tournament.scheduling.plan import (
     BURSTS,
     GROUPED,
+    HYBRIDS,
     MULTI_HEAD,
     POISSON,
     SECTION,
@@ -114,7 +115,7 @@ def _equal_latency(fields: Fields) -> Table:
 
 def _effective(fields: Fields) -> Table:
     """Apt-Serve's claim beside ours: scheduling alone, then with each form of the cache."""
-    forms = ("adaptive", "adaptive+hidden", "adaptive+host+hidden")
+    forms = ("adaptive", *(f"adaptive+{'+'.join(tiers)}" for tiers in HYBRIDS))
     rows = []
     for field, contenders in fields.items():
         ratios = [
@@ -212,7 +213,7 @@ def _details(fields: Fields, load: float, title: str) -> Table:
         columns=(
             *("Requests", "Contender", "Normalised", "TTFT mean", "TTFT p99", "E2E mean"),
             *("E2E p99", "Within SLOs", "Starved", "Longest wait", "Preempted", "Swapped GB"),
-            *("Hidden", "Hits"),
+            *("Hidden", "Int8", "Hits"),
         ),
         rows=rows,
         num_names=2,
@@ -235,6 +236,7 @@ def _figures(cells: Sequence[CellFigures]) -> tuple[str, ...]:
         number(mean(lambda c: own(c).preemptions)),
         number(mean(lambda c: own(c).swap_bytes / 1e9)),
         number(mean(lambda c: own(c).hidden_starts)),
+        number(mean(lambda c: own(c).int8_starts)),
         share(mean(lambda c: c.cached_share)),
     )
 

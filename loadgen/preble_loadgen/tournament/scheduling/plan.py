@@ -39,7 +39,8 @@ GRIDS = (
 NOISE = 0.7
 """Standard deviation of the logarithm of an oracle's error: a middling predictor."""
 SWAPPED = ("host", "int8")
-HYBRID = ("host", "hidden")
+HYBRIDS = (("hidden",), ("int8-resident",), ("host", "int8-resident"))
+"""Tiers of `adaptive`: Apt-Serve's second form, ours for any model, and all that pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,7 @@ CONTENDERS = (
     Contender("fcfs"),
     Contender("alise", SWAPPED, ORACLE),
     Contender("adaptive"),
-    Contender("adaptive", ("hidden",)),
-    Contender("adaptive", HYBRID),
+    *(Contender("adaptive", tiers) for tiers in HYBRIDS),
     Contender("srpt", (), ORACLE),
     Contender("preble_groups"),
     Contender("mlfq"),
