@@ -108,7 +108,8 @@ class Adaptive:
     Every objective bounds the tokens that may be computed until then. So of those who wait as many
     as can be are in time (`pace`), and those among them who start do it in that order. A request
     that has missed its objective, or would make several others miss theirs, counts next to nothing,
-    because nothing can be won: those are served with the pages and tokens that the others leave.
+    because nothing can be won: those are served with the pages and tokens that the others leave, in
+    int8 where there is that.
 
     Who runs stays, until pages are short, but for those that can be paused at no loss: they swap,
     and have had 100 tokens for each pause, so that the 99th percentile of their gaps still meets
@@ -160,8 +161,9 @@ class Adaptive:
         pages += sum(_fuller(r, forms, KvForm.INT8).pages for r in shrinkable)
         count = room.count + len(pausable)
 
-        first = _oldest_that_fit(pinned, pages, count)
-        pages = pages - sum(p.pages for p in first) if len(first) == len(pinned) else 0.0
+        first = _oldest_that_fit([(p, _modest(p, forms)) for p in pinned], pages, count)
+        taken = sum(form.share * p.pages for p, form in first)
+        pages = pages - taken if len(first) == len(pinned) else 0.0
         jobs = [
             Job(
                 p.pending_seconds + p.first_seconds,
@@ -176,13 +178,14 @@ class Adaptive:
         choice = choose(jobs, pages=pages, count=count - len(first))
         pages -= sum(jobs[i].weight(form) for i, form in choice.items())
 
-        starts = [(p.candidate, KvForm.FULL) for p in first]
+        starts = [(p.candidate, form.kind) for p, form in first]
         starts += [(p.candidate, choice[i].kind) for i, p in enumerate(in_time) if i in choice]
         running = len(in_time) + len(pausable)
         num_kept = sum(len(in_time) <= i < running for i in choice)
-        tokens = room.tokens - sum(p.tokens for p in first)
+        tokens = room.tokens - sum(p.tokens for p, _ in first)
         tokens -= sum(p.tokens for i, p in enumerate(in_time) if i in choice)
-        starts += _best_of(late, pages, count - len(starts) - num_kept, tokens)
+        modest = [(p, _modest(p, forms)) for p in late]
+        starts += _best_of(modest, pages, count - len(starts) - num_kept, tokens)
         _rank([*pinned, *in_time, *late], starts)
         in_full = running + len(hidden)
         return Plan(
@@ -237,25 +240,36 @@ def _by_hope(
     return pinned, [waiting[number] for number in in_time], late
 
 
-def _oldest_that_fit(pinned: list[Prospect[C]], pages: float, count: int) -> list[Prospect[C]]:
-    """Those to start before all others, at full precision; nobody overtakes who does not fit."""
-    chosen: list[Prospect[C]] = []
-    for prospect in pinned[: max(count, 0)]:
-        pages -= prospect.pages
+def _modest(prospect: Prospect[C], forms: tuple[Form, ...]) -> Form:
+    """Of one with nothing to win, that should leave others their room but not delay them: int8,
+    where there is that."""
+    int8 = (form for form in forms if form.kind is KvForm.INT8 and not prospect.keeps_full)
+    return next(int8, FULL)
+
+
+def _oldest_that_fit(
+    pinned: list[tuple[Prospect[C], Form]], pages: float, count: int
+) -> list[tuple[Prospect[C], Form]]:
+    """Those to start before all others; nobody overtakes who does not fit."""
+    chosen = []
+    for prospect, form in pinned[: max(count, 0)]:
+        pages -= form.share * prospect.pages
         if pages < 0.0:
             break
-        chosen.append(prospect)
+        chosen.append((prospect, form))
     return chosen
 
 
 def _best_of(
-    late: list[Prospect[C]], pages: float, count: int, tokens: float
+    late: list[tuple[Prospect[C], Form]], pages: float, count: int, tokens: float
 ) -> list[tuple[C, KvForm]]:
-    """Of those with nothing to win, with what room is left, at full precision."""
-    small = [p for p in late if p.pages <= pages] if count > 0 and tokens > 0 else []
-    jobs = [Job(_late_worth(p), _weight(p.pages), (FULL,), tokens=p.tokens) for p in small]
+    """Of those with nothing to win, with what room is left."""
+    small = (
+        [(p, f) for p, f in late if f.share * p.pages <= pages] if min(count, tokens) > 0 else []
+    )
+    jobs = [Job(_late_worth(p), f.share * _weight(p.pages), (FULL,), 1, p.tokens) for p, f in small]
     choice = choose(jobs, pages=pages, count=count, tokens=tokens)
-    return [(p.candidate, KvForm.FULL) for number, p in enumerate(small) if number in choice]
+    return [(p.candidate, f.kind) for number, (p, f) in enumerate(small) if number in choice]
 
 
 def _late_worth(prospect: Prospect[C]) -> float:
