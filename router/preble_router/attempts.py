@@ -15,24 +15,24 @@ from collections.abc import Callable, Iterable
 from preble.errors import (
     DeadlineExceeded,
     NoWorkers,
-    PoisonedRequest,
     PrebleError,
-    PromptTooLong,
-    WorkerFailed,
 )
 from preble.page_keys import namespace_seed, num_tokens, page_keys
 from preble.types import FinishReason, WorkerRequest
 from preble_router.config import RouterConfig
-from preble_router.generation import Generation, GenerationRequest
+from preble_router.generation import Generation
 from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.poison import PoisonBook, fingerprint
+from preble_router.request_ends import needed_tokens, poisoned, worker_gone
 from preble_router.retry_budget import RetryBudget
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.stimuli import RequestFailed, RequestFinished, RouteRequest
 
+HEARTBEAT_SECONDS = 0.5
+"""An idle worker reports at least so often."""
 TRIAL_SECONDS = 0.25
 """How long at most suspects of bringing down workers are kept apart; their streams wait."""
 
@@ -187,6 +187,12 @@ class Attempts:
         for generation in generations:
             generation.suspected_until = now + TRIAL_SECONDS
 
+    def blame_end(self, session: Session, now: float) -> None:
+        """The process there failed, or is silent. Who came when it had been silent for longer than
+        an idle worker is has not done that."""
+        running = [each for each in session.live.values() if not _came_late(each, now)]
+        self.blame(f"{session.worker_id}/{session.spec.epoch}", running, now)
+
     def _fingerprint(self, generation: Generation) -> bytes:
         if generation.fingerprint is None:
             request = generation.request
@@ -216,6 +222,9 @@ class Attempts:
         """
         session = generation.session
         assert session is not None
+        if fault and _came_late(generation, now):
+            mark, epoch = self._fingerprint(generation), session.spec.epoch
+            self.poison.came_late(mark, session.worker_id, epoch, now=now)
         generation.num_failures += fault
         generation.failed.add((session.worker_id, session.serial))
         generation.unplace()
@@ -224,39 +233,49 @@ class Attempts:
     def turn_away(
         self,
         generation: Generation,
-        error: PrebleError,
         now: float,
         *,
-        wait: bool,
+        error: PrebleError | None = None,
+        wait: bool = True,
         fault: bool = True,
     ) -> None:
-        """This worker will not finish it: on to another, or `error`."""
+        """This worker will not finish it: on to another, or its end."""
         self.break_off(generation, now, fault=fault)
-        self.go_on(generation, error, now, wait=wait)
+        self.go_on(generation, now, error=error, wait=wait)
 
     def go_on(
-        self, generation: Generation, error: PrebleError, now: float, *, wait: bool = True
+        self,
+        generation: Generation,
+        now: float,
+        *,
+        error: PrebleError | None = None,
+        wait: bool = True,
     ) -> None:
-        """Places a broken-off request again; settles it with `error` where that cannot be."""
+        """Places a broken-off request again, or ends it where that may not be.
+
+        Args:
+            error: what the worker said, and the client is told at such an end.
+            wait: for a worker, where none can take it now, as long as in an outage.
+        """
         if self.poison.has_poisoned and self._is_poisoned(generation, now):
-            self.settle(generation, poisoned())
+            self.settle(generation, error or poisoned())
             return
-        if generation.num_failures >= self._config.max_attempts:
-            self.settle(generation, error)
-            return
-        if not self.budget.allows(num_failures=generation.num_failures, now=now):
-            self.settle(generation, error)
+        num_failures = generation.num_failures
+        if num_failures >= self._config.max_attempts or not self.budget.allows(
+            num_failures=num_failures, now=now
+        ):
+            self.settle(generation, error or worker_gone(generation))
             return
         try:
             self.place(generation, now)
         except NoWorkers:
             if not (wait or self._is_held_back(generation, now)):
-                self.settle(generation, error)
+                self.settle(generation, error or worker_gone(generation))
                 return
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
         else:
             self.retries_total += 1
-            self.budget.count_retry(num_failures=generation.num_failures, now=now)
+            self.budget.count_retry(num_failures=num_failures, now=now)
             self._give_up_at.pop(generation.request_id, None)
 
     def _is_held_back(self, generation: Generation, now: float) -> bool:
@@ -278,13 +297,13 @@ class Attempts:
             self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
             return
         self.cancel_attempt(generation)
-        self.turn_away(generation, worker_gone(generation), now, wait=True)
+        self.turn_away(generation, now)
 
     def leave_draining(self, generation: Generation, now: float) -> None:
         """Moves a request off a worker that is about to end, if there is an elsewhere."""
         if self._has_open_worker(generation, now):
             self.cancel_attempt(generation)
-            self.turn_away(generation, worker_gone(generation), now, wait=True, fault=False)
+            self.turn_away(generation, now, fault=False)
 
     def stay(self, session: Session) -> None:
         """A silent worker speaks again: what waited on it goes on there."""
@@ -298,7 +317,7 @@ class Attempts:
             if generation.session is not None:
                 self.leave_silent(generation, now)
             elif self._has_open_worker(generation, now):
-                self.go_on(generation, worker_gone(generation), now)
+                self.go_on(generation, now)
             if request_id in self._give_up_at and now >= give_up_at:
                 self.cancel_attempt(generation)
                 self.settle(generation, worker_gone(generation))
@@ -344,34 +363,11 @@ def _remaining(generation: Generation) -> int | None:
     return None if predicted is None else max(1, predicted - generation.num_output_tokens)
 
 
-def needed_tokens(request: GenerationRequest) -> int:
-    """Prompt plus output."""
-    return num_tokens(request.tokens) + request.sampling.max_tokens
-
-
-def too_long(request: GenerationRequest, limit: int | None, message: str = "") -> PromptTooLong:
-    """The request fits no worker; `limit` is what would."""
-    needed = needed_tokens(request)
-    default = (
-        f"the prompt has {num_tokens(request.tokens)} tokens and the output may have "
-        f"{request.sampling.max_tokens}, together {needed}, but the limit is {limit} tokens"
-    )
-    return PromptTooLong(message or default, num_tokens=needed, max_tokens=limit or 0)
-
-
-def poisoned() -> PoisonedRequest:
-    """Workers failed with such a request on them."""
-    return PoisonedRequest(
-        "workers failed each time this request ran on them, so it is not tried again for a while"
-    )
-
-
-def worker_gone(generation: Generation) -> WorkerFailed:
-    """No attempt is left, or nobody took the request over in time."""
-    return WorkerFailed(
-        f"worker {generation.worker_id} broke off attempt {generation.attempt} and no other "
-        "worker could take over"
-    )
+def _came_late(generation: Generation, now: float) -> bool:
+    """Whether its worker has said nothing since it came, nor for a while before."""
+    assert generation.session is not None
+    silent_seconds = generation.session.liveness.silent_seconds(now=now)
+    return generation.placed_at > now - silent_seconds + HEARTBEAT_SECONDS
 
 
 def _kind(reason: str) -> str:

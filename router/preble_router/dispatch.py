@@ -26,7 +26,7 @@ from preble.events import CacheSnapshot
 from preble.page_keys import num_tokens
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
-from preble_router.attempts import Attempts, needed_tokens, too_long, worker_gone
+from preble_router.attempts import Attempts
 from preble_router.config import RouterConfig
 from preble_router.dial import Dial, grpc_dial
 from preble_router.generation import Delta, Generation, GenerationRequest
@@ -34,6 +34,7 @@ from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.loop_turn import LoopTurn
 from preble_router.membership import Membership
+from preble_router.request_ends import needed_tokens, too_long
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.slow_readers import SlowReaders
@@ -58,8 +59,6 @@ TICK_SECONDS = 0.05
 TURN_SECONDS = 0.05
 """What requests with a limit of time may take of one turn of the event loop; the rest of those that
 came in it are refused unread."""
-HEARTBEAT_SECONDS = 0.5
-"""An idle worker reports at least so often."""
 
 
 class Dispatcher:
@@ -329,7 +328,9 @@ class Dispatcher:
 
     def worker_joined(self, session: Session) -> None:
         """The scheduler learns of it."""
-        self.scheduler.observe(WorkerJoined(session.spec), now=self._clock())
+        now = self._clock()
+        self.attempts.poison.heard_of(session.worker_id, session.spec.epoch, now=now)
+        self.scheduler.observe(WorkerJoined(session.spec), now=now)
 
     def worker_ready(self, session: Session) -> None:
         """Requests may go there."""
@@ -338,9 +339,9 @@ class Dispatcher:
     def worker_lost(self, session: Session, reason: str) -> None:
         """Its requests go elsewhere."""
         now = self._clock()
-        broken = list(session.live.values())
+        broken = _least_output_first(session)
         if not session.draining:
-            self._blame(session, broken, now)
+            self.attempts.blame_end(session, now)
         for generation in broken:
             self.attempts.break_off(generation, now, fault=not session.draining)
         self.scheduler.observe(WorkerLost(session.worker_id), now=now)
@@ -349,25 +350,14 @@ class Dispatcher:
             level, "lost worker %s with %d requests: %s", session.worker_id, len(broken), reason
         )
         for generation in broken:
-            self.attempts.go_on(generation, worker_gone(generation), now)
-
-    def _blame(self, session: Session, running: list[Generation], now: float) -> None:
-        """The process failed; those with the least output are tried first elsewhere.
-
-        Who came when it had been silent for longer than an idle worker is has not done it.
-        """
-        silent_since = now - session.liveness.silent_seconds(now=now) + HEARTBEAT_SECONDS
-        running = [each for each in running if each.placed_at <= silent_since]
-        running.sort(key=lambda generation: generation.attempt_output_tokens)
-        self.attempts.blame(f"{session.worker_id}/{session.spec.epoch}", running, now)
+            self.attempts.go_on(generation, now)
 
     def worker_silent(self, session: Session) -> None:
         """Its requests go elsewhere if there is an elsewhere."""
         now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, True), now=now)
-        running = list(session.live.values())
-        self._blame(session, running, now)
-        for generation in running:
+        self.attempts.blame_end(session, now)
+        for generation in _least_output_first(session):
             self.attempts.leave_silent(generation, now)
 
     def worker_lags(self, session: Session) -> None:
@@ -381,6 +371,8 @@ class Dispatcher:
         """What still waits on it goes on there; what waits elsewhere may come."""
         now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, False), now=now)
+        if not session.liveness.suspect:  # It was not only taken back for want of others.
+            self.attempts.poison.heard_of(session.worker_id, session.spec.epoch, now=now)
         self.attempts.stay(session)
         self.attempts.retry_waiting(now)
 
@@ -391,3 +383,8 @@ class Dispatcher:
     def worker_step(self, session: Session, step: pb.StepOutput) -> None:
         """Outputs and facts. Raises `PeerError` when an output is not where it must be."""
         self._steps.take(session, step, self._clock())
+
+
+def _least_output_first(session: Session) -> list[Generation]:
+    """What runs there, in the order in which it is tried elsewhere: suspects before others."""
+    return sorted(session.live.values(), key=lambda generation: generation.attempt_output_tokens)

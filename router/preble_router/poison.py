@@ -9,12 +9,16 @@ What failed once fails again at the same token, so at the second failure only wh
 token since the first is guilty, and only if nobody else was in the same case: the shell keeps
 suspects on different workers until each has shown a token. Some more progress is an alibi for the
 first failure too, and so is a request like it that ends well.
+
+Who came to a worker that said nothing any more has not silenced it, but may have brought it down
+since. That shows when the worker is heard of again: as a newer process, and the former one died.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 from preble.types import SamplingParams
 
@@ -49,11 +53,12 @@ class _Suspicion:
 class PoisonBook:
     """What is known of requests by fingerprint. Bounded in size and time."""
 
-    __slots__ = ("_poisoned_until", "_suspicions")
+    __slots__ = ("_came_late", "_poisoned_until", "_suspicions")
 
     def __init__(self) -> None:
         self._suspicions: OrderedDict[bytes, _Suspicion] = OrderedDict()
         self._poisoned_until: OrderedDict[bytes, float] = OrderedDict()
+        self._came_late: OrderedDict[tuple[str, bytes], tuple[int, float]] = OrderedDict()
 
     @property
     def has_suspects(self) -> bool:
@@ -69,7 +74,8 @@ class PoisonBook:
         """A worker failed with these requests on it.
 
         Args:
-            failure: names it; the same one may be told again, when silence turns into death.
+            failure: names it; the same one may be told again, when silence turns into death. Of a
+                process's end: worker id and epoch.
             running: fingerprint and output tokens of the present attempt, per request.
         """
         progress: dict[bytes, int] = {}
@@ -81,6 +87,23 @@ class PoisonBook:
             del self._suspicions[mark]
             self._poisoned_until[mark] = now + POISONED_SECONDS
             _forget_oldest(self._poisoned_until)
+
+    def came_late(self, mark: bytes, worker_id: str, epoch: int, *, now: float) -> None:
+        """It was sent to a process that was silent already, and broke off there."""
+        self._came_late[worker_id, mark] = epoch, now + SUSPECTED_SECONDS
+        self._came_late.move_to_end((worker_id, mark))
+        _forget_oldest(self._came_late)
+
+    def heard_of(self, worker_id: str, epoch: int, *, now: float) -> None:
+        """A worker speaks, anew or again: a newer process than came to be silent means a death."""
+        died: dict[int, list[tuple[bytes, int]]] = {}
+        for name, mark in list(self._came_late):
+            if name == worker_id:
+                former, until = self._came_late.pop((name, mark))
+                if former < epoch and now < until:
+                    died.setdefault(former, []).append((mark, 0))
+        for former, running in died.items():
+            self.failed(f"{worker_id}/{former}", running, now=now)
 
     def _suspect(self, mark: bytes, failure: str, *, has_alibi: bool, now: float) -> None:
         suspicion = self._suspicions.get(mark)
@@ -118,10 +141,11 @@ class PoisonBook:
         """Assert the bounds, and that nobody is both suspected and refused."""
         assert len(self._suspicions) <= MOST_REMEMBERED
         assert len(self._poisoned_until) <= MOST_REMEMBERED
+        assert len(self._came_late) <= MOST_REMEMBERED
         assert all(suspicion.failures for suspicion in self._suspicions.values())
         assert not self._suspicions.keys() & self._poisoned_until.keys()
 
 
-def _forget_oldest(book: OrderedDict[bytes, _Suspicion] | OrderedDict[bytes, float]) -> None:
+def _forget_oldest(book: OrderedDict[Any, Any]) -> None:
     if len(book) > MOST_REMEMBERED:
         book.popitem(last=False)

@@ -2,7 +2,7 @@
 
 import math
 
-from preble.errors import DeadlineExceeded, PeerError, PrebleError, WorkerFailed
+from preble.errors import DeadlineExceeded, PeerError, WorkerFailed
 from preble.page_keys import TOKEN_BYTES, num_tokens
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
@@ -12,10 +12,11 @@ from preble.wire import (
     load_from_wire,
     logprobs_from_wire,
 )
-from preble_router.attempts import Attempts, too_long, worker_gone
+from preble_router.attempts import Attempts
 from preble_router.config import RouterConfig
 from preble_router.generation import Generation
 from preble_router.membership import Membership
+from preble_router.request_ends import too_long
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.stimuli import CacheChanged, Progress, StepReport, WorkerDrained
@@ -78,6 +79,7 @@ class Steps:
         )
         if session.trial is not None and not session.trial.awaits_first_token:
             self._attempts.end_trial(session, now)
+        self._blame_engine(session, step, ended, now)
         for generation, output in ended:
             self._end_attempt(generation, output, now)
         if step.phase == pb.PHASE_DRAINING:
@@ -87,6 +89,23 @@ class Steps:
         else:
             session.idle_since = min(session.idle_since, now)
             self._find_forgotten(session, now)
+
+    def _blame_engine(
+        self,
+        session: Session,
+        step: pb.StepOutput,
+        ended: list[tuple[Generation, pb.RequestOutput]],
+        now: float,
+    ) -> None:
+        """A step of the engine failed with these in its batch, as a process fails with all."""
+        failed = [
+            generation
+            for generation, output in ended
+            if finish_from_wire(output.finish_reason) is FinishReason.ERROR and not _drains(output)
+        ]
+        if failed:
+            name = f"{session.worker_id}/{session.spec.epoch} step {step.step}"
+            self._attempts.blame(name, failed, now)
 
     def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
         """The worker is done with the request, in whichever way."""
@@ -98,15 +117,16 @@ class Steps:
         elif reason is FinishReason.DEADLINE:
             self._attempts.settle(generation, DeadlineExceeded("the request's deadline passed"))
         elif reason is FinishReason.REFUSED:
-            error: PrebleError = too_long(
+            refused = too_long(
                 generation.request, self._membership.request_limit_tokens, output.error
             )
-            self._attempts.turn_away(generation, error, now, wait=False)
+            self._attempts.turn_away(generation, now, error=refused, wait=False)
+        elif _drains(output):
+            self._attempts.turn_away(generation, now, fault=False)
         else:
-            # Draining workers, failed engines, and cancellations that nobody here asked for.
-            error = WorkerFailed(output.error) if output.error else worker_gone(generation)
-            drains = "draining" in output.error
-            self._attempts.turn_away(generation, error, now, wait=drains, fault=not drains)
+            # Failed engines, and cancellations that nobody here asked for.
+            error = WorkerFailed(output.error) if output.error else None
+            self._attempts.turn_away(generation, now, error=error)
 
     def mark_draining(self, session: Session, now: float) -> None:
         """Nothing more is placed on it."""
@@ -129,4 +149,9 @@ class Steps:
                 self._attempts.cancel_attempt(generation)
                 self._attempts.break_off(generation, now)
                 session.renew()  # It may take the request again.
-                self._attempts.go_on(generation, worker_gone(generation), now)
+                self._attempts.go_on(generation, now)
+
+
+def _drains(output: pb.RequestOutput) -> bool:
+    """Whether the worker took it no more, because it is about to end."""
+    return "draining" in output.error

@@ -25,6 +25,7 @@ from preble.errors import (
 from preble.page_keys import pack_tokens
 from preble.types import Logprobs
 from preble.v1 import worker_pb2 as pb
+from preble_router.poison import ALIBI_TOKENS
 
 # Attempts
 
@@ -42,7 +43,8 @@ async def test_streams_go_on_elsewhere_when_a_link_dies(how: str) -> None:
         else:
             dying.break_streams()
         await asyncio.gather(*tasks)
-        moved = [submit for submit in other.submits if submit.attempt == 2]
+        submits = [*other.submits, *dying.submits]  # It may be back soon enough for the last.
+        moved = [submit for submit in submits if submit.attempt == 2]
         assert len(moved) == 5
         assert all(submit.num_delivered >= 3 for submit in moved)
         assert all(len(s.tokens) == len(PROMPT) + 4 * s.num_delivered for s in moved)
@@ -110,13 +112,31 @@ async def test_nobody_takes_over_in_time() -> None:
 
 
 async def test_attempts_are_limited() -> None:
+    """Each worker fails when it has shown enough not to take the request for the cause."""
     workers = [FakeWorker(f"w{i}") for i in range(4)]
-    for worker in workers:
-        worker.faults.engine_error = "boom"
     async with cluster(*workers, max_attempts=3) as dispatcher:
+        generation = dispatcher.start(generation_request(max_tokens=2000))
+        for attempt in (1, 2, 3):
+            await until(lambda: generation.attempt == attempt)  # noqa: B023
+            await until(lambda: generation.attempt_output_tokens > ALIBI_TOKENS)
+            (worker,) = [each for each in workers if each.running]
+            worker.faults.engine_error = "boom"
         with pytest.raises(WorkerFailed, match="boom"):
-            await collect(dispatcher.start(generation_request()))
+            await collect(generation)
         assert sum(len(worker.submits) for worker in workers) == 3
+
+
+async def test_who_failed_with_an_engine_waits_for_another_worker_as_in_an_outage() -> None:
+    failing, late = FakeWorker("w0"), FakeWorker("w1")
+    async with cluster(failing) as dispatcher:
+        (task,) = await midway(dispatcher, "q0", max_tokens=200)
+        failing.faults.engine_error = "boom"
+        await until(lambda: not failing.running)
+        await asyncio.sleep(0.1)
+        dispatcher.membership.add(await late.start())
+        await task
+        assert (len(failing.submits), len(late.submits)) == (1, 1)
+        await late.stop()
 
 
 async def test_a_draining_worker_s_requests_go_elsewhere() -> None:

@@ -84,6 +84,22 @@ def test_the_sentence_ends() -> None:
     assert not book.has_poisoned
 
 
+def test_who_came_in_a_silence_is_blamed_when_a_newer_process_shows_that_it_was_death() -> None:
+    book = failures({A: 0, B: 0})
+    book.came_late(A, "w5", 7, now=1.0)
+    book.came_late(C, "w6", 7, now=1.0)
+    book.came_late(D, "w7", 7, now=1.0)
+    assert poisoned(book) == set()
+    book.heard_of("w5", 8, now=2.0)
+    book.heard_of("w6", 7, now=2.0)  # it lives
+    book.heard_of("w6", 8, now=3.0)
+    book.heard_of("w7", 8, now=1.0 + SUSPECTED_SECONDS)  # nobody cares any more
+    book.check()
+    assert poisoned(book) == {A}
+    book.failed("w8/1", [(C, 0), (D, 0)], now=4.0)
+    assert poisoned(book) == {A}
+
+
 def test_memory_is_bounded() -> None:
     book = PoisonBook()
     for index in range(MOST_REMEMBERED + 50):
@@ -200,6 +216,57 @@ async def test_who_comes_to_a_worker_that_is_silent_already_has_not_silenced_it(
         assert "q0" in {submit.request_id for submit in workers[1].submits}
         await asyncio.gather(*tasks)
         assert not dispatcher.attempts.poison.has_poisoned
+
+
+async def test_who_came_to_a_silent_worker_that_died_of_it_is_found_out_when_that_is_back() -> None:
+    """Nothing is heard of its end: its link is silent, and then it is a new process."""
+    silent, killed = FakeWorker("w0", epoch=1), list[str]()
+    victim = Victim("w1")
+    victim.killed = killed
+    async with cluster(silent, silence_seconds=1.0, takeover_seconds=20.0) as dispatcher:
+        silent.faults.silent = True
+        await asyncio.sleep(0.7)
+        generation = dispatcher.start(generation_request("poison", tokens=POISON, max_tokens=30))
+        dispatcher.membership.add(await victim.start())
+        await until(lambda: len(killed) == 1 and generation.session is None)
+        assert [len(worker.submits) for worker in (silent, victim)] == [1, 1]
+        port = int(silent.address.rpartition(":")[2])
+        await silent.stop()
+        again = FakeWorker("w0", epoch=2)
+        await again.start(port=port)
+        with pytest.raises(PoisonedRequest):
+            await collect(generation)
+        assert not again.submits
+        await again.stop()
+
+
+class Raiser(FakeWorker):
+    """Its engine raises at each step whose batch has the poison: all of the batch end with it."""
+
+    num_failed_steps = 0
+
+    def _compute(self) -> pb.StepOutput:
+        has_poison = any(running.prompt == POISON for running in self.running.values())
+        self.faults.engine_error = "boom" if has_poison else ""
+        self.num_failed_steps += has_poison
+        return super()._compute()
+
+
+async def test_a_request_on_which_engines_fail_is_refused_and_takes_nobody_with_it() -> None:
+    workers = [Raiser(f"w{i}") for i in range(4)]
+    async with cluster(*workers) as dispatcher:
+        others = [
+            dispatcher.start(generation_request(f"q{i}", seed=i, max_tokens=150)) for i in range(40)
+        ]
+        checks = [asyncio.create_task(assert_exact(generation)) for generation in others]
+        await until(lambda: all(generation.num_output_tokens > 3 for generation in others[:20]))
+        poison = generation_request("poison", tokens=POISON, max_tokens=30)
+        with pytest.raises(WorkerFailed, match="boom"):
+            await collect(dispatcher.start(poison))
+        with pytest.raises(PoisonedRequest):
+            dispatcher.start(replace(poison, request_id="again"))
+        await asyncio.gather(*checks)
+        assert sum(worker.num_failed_steps for worker in workers) == 2
 
 
 async def test_a_drained_worker_leaves_no_suspects() -> None:
