@@ -80,7 +80,8 @@ class PoisonBook:
         """
         progress: dict[bytes, int] = {}
         for mark, num_tokens in running:
-            progress[mark] = max(num_tokens, progress.get(mark, 0))
+            if not self.is_poisoned(mark, now=now):  # or known for it already
+                progress[mark] = max(num_tokens, progress.get(mark, 0))
         for mark, num_tokens in progress.items():
             self._suspect(mark, failure, has_alibi=num_tokens >= ALIBI_TOKENS, now=now)
         for mark in self._guilty(progress):

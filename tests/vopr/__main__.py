@@ -37,7 +37,7 @@ def show_summary(verdicts: Iterable[Verdict]) -> None:
     outcomes: Counter[str] = Counter()
     virtual = cpu = 0.0
     for verdict in verdicts:
-        faults += verdict.faults
+        faults += verdict.struck
         outcomes += verdict.outcomes
         virtual += verdict.virtual_seconds
         cpu += verdict.cpu_seconds
@@ -91,12 +91,12 @@ def run_mutants(names: list[str], num_seeds: int, jobs: int) -> int:
         for result in pool.imap_unordered(hunt, [(name, num_seeds) for name in names]):
             found.append(result)
             bar.advance(task)
-    table = Table("mutant", "found by seed", "violation", box=None)
+    table = Table("mutant", "found by", "violation", box=None)
     for result in sorted(found, key=lambda each: names.index(each.mutant)):
-        seed = "[red]not found[/]" if result.seed is None else str(result.seed)
-        table.add_row(result.mutant, seed, result.violation[:90])
+        found_by = result.found_by or "[red]not found[/]"
+        table.add_row(result.mutant, found_by, result.violation[:90])
     console.print(table)
-    missed = sum(result.seed is None for result in found)
+    missed = sum(not result.found_by for result in found)
     console.print(f"{len(found) - missed} of {len(found)} mutants found", highlight=False)
     return missed
 

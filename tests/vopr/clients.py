@@ -1,173 +1,196 @@
-"""Clients: what they ask, how they behave, and what they must get."""
+"""Clients: how they behave, and that they get what they must, in the end or at once."""
 
 import asyncio
 import random
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections import Counter
+from collections.abc import Callable
 
+from vopr.asks import Ask, Choice, Letters, Manner, Poison
 from vopr.routers import LEEWAY_SECONDS, SLOW_READER_SECONDS, Router, RouterHost
 from vopr.violation import Violation
-from vopr.workers import VOCAB_SIZE
 
 from preble.errors import (
     CapacityError,
     DeadlineExceeded,
     PoisonedRequest,
+    PrebleError,
     SlowReader,
     WorkerFailed,
 )
-from preble.page_keys import TOKEN_BYTES, pack_tokens
-from preble.types import FinishReason, SamplingParams
+from preble.page_keys import TOKEN_BYTES, num_tokens
+from preble.types import FinishReason, Logprobs
 from preble_router.generation import Generation, GenerationRequest
 from preble_router.slow_readers import CHECK_SECONDS
-from preble_worker.simulated_tokens import simulated_tokens
+from preble_router.text_generation import TextDelta, TextGeneration
 
 MOST_TRIES = 40
 MOST_UNREAD_SECONDS = SLOW_READER_SECONDS + 2 * CHECK_SECONDS + 2 * LEEWAY_SECONDS
-
-
-class Manner(Enum):
-    """How a client reads."""
-
-    PLAIN = auto()
-    GIVES_UP = auto()  # after some tokens
-    VANISHES = auto()  # after some seconds, wherever it is
-    STALLS = auto()  # reads nothing for long
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """One request to come."""
-
-    name: str
-    prompt: bytes
-    max_tokens: int
-    seed: int
-    at: float
-    manner: Manner
-    patience: float
-    timeout_seconds: float | None
-    is_poisonous: bool
-
-
-def make_asks(rng: random.Random, *, count: int, begin: float, seconds: float) -> list[Ask]:
-    """Families with shared prefixes; half of them come in bursts."""
-    heads = [
-        [rng.randrange(3, VOCAB_SIZE) for _ in range(16 * rng.randrange(2, 12))] for _ in range(4)
-    ]
-    bursts = [rng.uniform(0.0, seconds) for _ in range(3)]
-    poison_at = rng.randrange(count) if rng.random() < 0.15 else -1
-    asks = []
-    for i in range(count):
-        own = [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.randrange(1, 50))]
-        at = rng.choice(bursts) if rng.random() < 0.5 else rng.uniform(0.0, seconds)
-        manner = rng.choices(list(Manner), (70, 12, 12, 6))[0]
-        asks.append(
-            Ask(
-                name=f"q{i}",
-                prompt=pack_tokens(rng.choice(heads) + own),
-                max_tokens=rng.choice((1, 6, 15, 30, 60)) if manner is not Manner.STALLS else 300,
-                seed=rng.getrandbits(32),
-                at=begin + at,
-                manner=manner,
-                patience=rng.random(),
-                timeout_seconds=rng.uniform(0.3, 4.0) if rng.random() < 0.15 else None,
-                is_poisonous=i == poison_at,
-            )
-        )
-    return asks
+ROUTER_GONE = "router gone"
 
 
 class Client:
     """Asks until it is accepted and answered, and compares every token.
 
     Attributes:
-        outcome: how it ended, "" until then.
-        accepted: how often some router took its request.
+        outcomes: how its choices ended.
     """
 
-    def __init__(self, ask: Ask, rng: random.Random) -> None:
+    def __init__(self, ask: Ask, rng: random.Random, struck: Callable[[str], None]) -> None:
         self.ask = ask
-        self.outcome = ""
-        self.accepted = 0
+        self.outcomes: Counter[str] = Counter()
         self._rng = rng
-        self._whole = pack_tokens(
-            simulated_tokens(ask.prompt, ask.seed, ask.max_tokens, VOCAB_SIZE)
-        )
+        self._struck = struck
+        self._accepted = 0
+        self._generations: list[Generation] = []
 
-    async def run(self, routers: list[RouterHost]) -> str:
-        ask = self.ask
+    async def run(self, routers: list[RouterHost]) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(ask.at - loop.time())
+        await asyncio.sleep(1000.0 + self.ask.at - loop.time())
+        choices = self.ask.choices()
         for tries in range(MOST_TRIES):
             host = self._rng.choice(routers)
             if host.router is None:
                 await asyncio.sleep(0.2)
                 continue
-            timeout = ask.timeout_seconds
-            request = GenerationRequest(
-                request_id=f"{ask.name}.{tries}",
-                tokens=ask.prompt,
-                sampling=SamplingParams(max_tokens=ask.max_tokens, seed=ask.seed, ignore_eos=True),
-                deadline_at=None if timeout is None else loop.time() + timeout,
-            )
-            router = host.router
             try:
-                generation = router.start(request)
+                started = self._start(host.router, choices, tries)
             except CapacityError as error:
-                await asyncio.sleep(max(0.05, error.retry_after_seconds) * self._rng.uniform(1, 2))
+                self._check_refusal(error, host.router)
+                await asyncio.sleep(error.retry_after_seconds * self._rng.uniform(1, 2))
                 continue
             except (PoisonedRequest, DeadlineExceeded) as error:
-                return error.code
-            self.accepted += 1
-            outcome = await self._follow(generation, router)
-            if outcome == "router gone":
-                continue
-            if ask.is_poisonous and self.accepted < 3:
+                self._check_end(error, None)
+                self.outcomes[error.code] += len(choices)
+                return
+            self._accepted += 1
+            follows = [
+                asyncio.create_task(self._follow(*pair, host.router), name=pair[1].name)
+                for pair in zip(started, choices, strict=True)
+            ]
+            ends = await asyncio.gather(*follows)
+            if self.ask.poison is not Poison.NONE and self._accepted < 3:
+                await asyncio.sleep(0.01)  # What is known now is known for certain then.
                 continue  # An obstinate client: is refused at the door.
-            return outcome
-        return "gave up"
+            self.outcomes += Counter(end for end in ends if end != ROUTER_GONE)
+            choices = [c for c, end in zip(choices, ends, strict=True) if end == ROUTER_GONE]
+            if not choices:
+                return
+        self.outcomes["gave up"] += len(choices)
 
-    async def _follow(self, generation: Generation, router: Router) -> str:
+    def _start(self, router: Router, choices: list[Choice], tries: int) -> list[Generation]:
+        """All or none."""
+        ask, started = self.ask, list[Generation]()
+        now = asyncio.get_running_loop().time()
+        try:
+            for choice in choices:
+                request = GenerationRequest(
+                    request_id=f"{choice.name}.{tries}",
+                    tokens=ask.prompt,
+                    sampling=choice.sampling,
+                    namespace=ask.namespace,
+                    tenant=ask.tenant,
+                    priority=ask.priority,
+                    deadline_at=None if ask.timeout_seconds is None else now + ask.timeout_seconds,
+                )
+                started.append(router.start(request))
+                self._generations.append(started[-1])
+        except PrebleError:
+            for generation in started:
+                generation.cancel()
+            raise
+        return started
+
+    def _check_refusal(self, error: CapacityError, router: Router) -> None:
+        if not 0.0 < error.retry_after_seconds <= 60.0:
+            raise Violation(f"{self.ask.name}: Retry-After {error.retry_after_seconds}")
+        router.judge_refusal(error, has_deadline=self.ask.timeout_seconds is not None)
+
+    async def _follow(self, generation: Generation, choice: Choice, router: Router) -> str:
         timer = None
         if self.ask.manner is Manner.VANISHES:
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(2.0 * self.ask.patience, generation.cancel)
+            timer = loop.call_later(2.0 * self.ask.patience, self._vanish, generation)
         try:
-            return await self._read(generation)
+            return await self._read(generation, choice)
         except WorkerFailed:
             return router.judge_failure(generation)
-        except PoisonedRequest as error:
-            if not self.ask.is_poisonous and generation.num_failures < 2:
-                raise Violation(f"{generation.request_id} is blamed for nothing") from error
-            return error.code
-        except (DeadlineExceeded, SlowReader) as error:
+        except (PoisonedRequest, DeadlineExceeded, SlowReader) as error:
+            self._check_end(error, generation)
             return error.code
         finally:
             generation.cancel()
             if timer is not None:
                 timer.cancel()
 
-    async def _read(self, generation: Generation) -> str:
-        tokens, reason = b"", None
+    def _vanish(self, generation: Generation) -> None:
+        self._struck("client vanishes")
+        generation.cancel()
+
+    def _check_end(self, error: PrebleError, generation: Generation | None) -> None:
+        """Nobody's request ends so but for a cause."""
+        ask, loop = self.ask, asyncio.get_running_loop()
+        match error:
+            case PoisonedRequest():
+                # Its choices are alike, and each other's repetition.
+                num_failures = sum(each.num_failures for each in self._generations)
+                if ask.poison is Poison.NONE and num_failures < 2:
+                    raise Violation(f"{ask.name} is blamed for nothing") from error
+            case DeadlineExceeded():
+                deadline_at = generation and generation.request.deadline_at
+                if deadline_at is not None and loop.time() < deadline_at - 1e-6:
+                    raise Violation(f"{ask.name} ended before its deadline") from error
+                if ask.timeout_seconds is None:
+                    raise Violation(f"{ask.name} has no deadline") from error
+            case SlowReader():
+                if ask.manner is not Manner.STALLS:
+                    raise Violation(f"{ask.name} was read, and is cut off") from error
+
+    async def _read(self, generation: Generation, choice: Choice) -> str:
+        stops = [choice.stop] if choice.stop else []
+        stream = TextGeneration(generation, Letters(), stop=stops)  # type: ignore[arg-type]
+        tokens, text, logprobs = b"", "", list[Logprobs]()
         most = int(self.ask.max_tokens * self.ask.patience)
         stalls = self.ask.manner is Manner.STALLS
-        async for delta in generation:
-            if reason is not None:
+        last: TextDelta | None = None
+        async for delta in stream:
+            if last is not None and last.finish_reason is not None:
                 raise Violation(f"{generation.request_id} went on after its end")
+            last = delta
             tokens += delta.tokens
-            reason = delta.finish_reason
-            if not self._whole.startswith(tokens):
+            text += delta.text
+            if delta.tokens and self.ask.top_logprobs is not None:
+                assert delta.logprobs is not None
+                logprobs.append(delta.logprobs)
+            if not (
+                choice.whole.startswith(tokens) and (choice.text + choice.stop).startswith(text)
+            ):
                 raise Violation(f"{generation.request_id} got tokens that are not the oracle's")
             if self.ask.manner is Manner.GIVES_UP and len(tokens) > most * TOKEN_BYTES:
+                self._struck("client gives up")
                 generation.cancel()
             if stalls:
                 stalls = False
+                self._struck("client stalls")
                 await self._stall(generation)
-        if reason is FinishReason.LENGTH and tokens != self._whole:
+        assert last is not None
+        self._check_logprobs(choice, tokens, logprobs)
+        reason = last.finish_reason
+        if reason is FinishReason.CANCELLED:
+            return str(reason)
+        if reason is not (FinishReason.STOP if choice.stop else FinishReason.LENGTH):
+            raise Violation(f"{generation.request_id} ended by {reason}")
+        if (tokens, text) != (choice.whole, choice.text):
             raise Violation(f"{generation.request_id} ended without all of its tokens")
-        assert reason in (FinishReason.LENGTH, FinishReason.CANCELLED), reason
+        if last.usage is None or last.usage.completion_tokens != num_tokens(tokens):
+            raise Violation(f"{generation.request_id} is counted wrongly")
         return str(reason)
+
+    def _check_logprobs(self, choice: Choice, tokens: bytes, parts: list[Logprobs]) -> None:
+        if self.ask.top_logprobs is None or not parts:
+            return
+        expected = choice.logprobs(self.ask.top_logprobs).first(num_tokens(tokens))
+        if Logprobs.joined(parts) != expected:
+            raise Violation(f"{choice.name} got log probabilities that are not the oracle's")
 
     async def _stall(self, generation: Generation) -> None:
         """Reads nothing for a while; the router need not put up with that for ever."""

@@ -3,13 +3,18 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vopr.network import DOWN, UP
+from vopr.mangles import (
+    OF_EVENTS,
+    OF_OUTPUTS,
+    events_delayed,
+    events_reordered,
+    last_events_lost,
+)
+from vopr.network import DOWN, UP, Mangle
 from vopr.workers import Host, Process
-
-from preble.v1 import worker_pb2 as pb
 
 if TYPE_CHECKING:
     from vopr.world import World
@@ -22,10 +27,10 @@ async def kill(world: "World", rng: random.Random) -> None:
     host = rng.choice(world.hosts)
     host.restart_seconds = rng.choice((0.05, 0.5, 3.0, 8.0))
     if rng.random() < 0.3:
-        host.wall_clock_offset = rng.uniform(-3600.0, 3600.0)
+        _step_clock(world, rng, host)
     if rng.random() < 0.3:
         host.port += 1
-    world.tell("fault: kill", host.name)
+    world.strike("kill", host.name)
     host.kill()
     await asyncio.sleep(host.restart_seconds)
 
@@ -34,14 +39,14 @@ async def kill_busiest(world: "World", rng: random.Random) -> None:
     """The worker with most requests dies."""
     host = max(world.hosts, key=lambda h: h.process.scheduler.num_live if h.process else -1)
     host.restart_seconds = 0.5
-    world.tell("fault: kill busiest", host.name)
+    world.strike("kill busiest", host.name)
     host.kill()
     await asyncio.sleep(host.restart_seconds)
 
 
 async def cascade(world: "World", rng: random.Random) -> None:
     """All workers die again and again, one soon after the other."""
-    world.tell("fault: cascade")
+    world.strike("cascade")
     for _ in range(rng.randrange(2, 5)):
         for host in world.hosts:
             host.restart_seconds = 0.02
@@ -51,7 +56,7 @@ async def cascade(world: "World", rng: random.Random) -> None:
 
 async def storm(world: "World", rng: random.Random) -> None:
     """Each worker dies as soon as it has a few requests, for a while."""
-    world.tell("fault: storm")
+    world.strike("storm")
     for _ in range(60):
         for host in world.hosts:
             if host.process is not None and host.process.scheduler.num_live > 2:
@@ -65,7 +70,7 @@ async def hang(world: "World", rng: random.Random) -> None:
     process = _some_process(world, rng)
     if process is not None:
         seconds = rng.choice((0.5, 2.5, 6.0, 14.0))
-        world.tell("fault: hang", process.address, seconds)
+        world.strike("hang", process.address, seconds)
         process.hang()
         await asyncio.sleep(seconds)
         process.unhang()
@@ -77,7 +82,7 @@ async def freeze(world: "World", rng: random.Random) -> None:
     process = _some_process(world, rng)
     if process is not None:
         seconds = rng.choice((1.0, 3.0, 6.0, 14.0))
-        world.tell("fault: freeze", process.address, seconds)
+        world.strike("freeze", process.address, seconds)
         await _freeze(world, process, seconds)
 
 
@@ -95,12 +100,12 @@ async def twin(world: "World", rng: random.Random) -> None:
     """A frozen process is replaced elsewhere under the same name, and then wakes."""
     host = rng.choice(world.hosts)
     if rng.random() < 0.3:
-        host.wall_clock_offset = rng.uniform(-3600.0, 3600.0)
+        _step_clock(world, rng, host)
     host.restart_seconds = 0.3
     process = host.move()
     if process is not None:
         seconds = rng.choice((1.0, 4.0, 9.0))
-        world.tell("fault: twin", host.name, seconds)
+        world.strike("twin", host.name, seconds)
         world.zombies.append(process)
         await _freeze(world, process, seconds)
         await asyncio.sleep(rng.choice((0.5, 4.0)))
@@ -112,7 +117,7 @@ async def slow(world: "World", rng: random.Random) -> None:
     """An engine computes slowly."""
     host = rng.choice(world.hosts)
     host.slowness = rng.choice((3.0, 10.0, 40.0))
-    world.tell("fault: slow", host.name, host.slowness)
+    world.strike("slow", host.name, host.slowness)
     await asyncio.sleep(rng.uniform(1.0, 8.0))
     host.slowness = 1.0
     _disturbed(world, host.address)
@@ -125,7 +130,8 @@ async def partition(world: "World", rng: random.Random) -> None:
     directions = rng.choice(((UP, DOWN), (UP,), (DOWN,)))
     seconds = rng.choice((0.3, 2.5, 5.0, 10.0))
     addresses = [host.address for host in hosts]
-    world.tell("fault: partition", router, *addresses, *directions, seconds)
+    kind = "partition" if len(directions) == 2 else "one-way partition"
+    world.strike(kind, router, *addresses, *directions, seconds)
     for address in addresses:
         world.network.block(router, address, *directions)
     await asyncio.sleep(seconds)
@@ -136,7 +142,7 @@ async def partition(world: "World", rng: random.Random) -> None:
 async def reset(world: "World", rng: random.Random) -> None:
     """Connections break, and nobody dies of it."""
     host = rng.choice(world.hosts)
-    world.tell("fault: reset", host.address)
+    world.strike("reset", host.address)
     world.network.sever(address=host.address)
 
 
@@ -145,7 +151,7 @@ async def engine_errors(world: "World", rng: random.Random) -> None:
     host = rng.choice(world.hosts)
     host.restart_seconds = 0.5
     host.failing_steps = rng.choice((1, 2, 3))
-    world.tell("fault: engine errors", host.name, host.failing_steps)
+    world.strike("engine errors", host.name, host.failing_steps)
     await asyncio.sleep(1.0)
 
 
@@ -156,7 +162,7 @@ async def drain(world: "World", rng: random.Random) -> None:
     if router is not None and host.name in router.dispatcher.membership.sessions:
         host.restart_seconds = rng.choice((0.1, 2.0))
         deadline = rng.choice((None, 0.0, 0.5, 3.0))
-        world.tell("fault: drain", router.name, host.name, deadline)
+        world.strike("drain", router.name, host.name, deadline)
         router.dispatcher.drain_worker(host.name, deadline_seconds=deadline)
         await asyncio.sleep(6.0)
 
@@ -165,7 +171,7 @@ async def router_restart(world: "World", rng: random.Random) -> None:
     """A router dies; the next one comes after a while."""
     host = rng.choice(world.routers)
     if host.router is not None:
-        world.tell("fault: router restart", host.name)
+        world.strike("router restart", host.name)
         await world.stop_router(host)
         await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
         world.start_router(host)
@@ -174,7 +180,7 @@ async def router_restart(world: "World", rng: random.Random) -> None:
 async def suspend(world: "World", rng: random.Random) -> None:
     """The machine is suspended: all clocks go on, and nobody has run."""
     seconds = rng.choice((0.5, 3.0, 30.0))
-    world.tell("fault: suspend", seconds)
+    world.strike("suspend", seconds)
     world.loop.jump(seconds)
     for wire in world.network.wires:
         wire.disturbed_at = world.loop.time()
@@ -182,20 +188,25 @@ async def suspend(world: "World", rng: random.Random) -> None:
 
 async def wrong_events(world: "World", rng: random.Random) -> None:
     """Some of a worker's cache events or digests are lost, doubled, late or wrong."""
-    mangles = [_drop_events, _double_events, _late_events, _wrong_event, _wrong_digest]
-    await _mangle(world, rng, [rng.choice(mangles) for _ in range(rng.randrange(1, 6))])
+    mangles: list[Mangle] = []
+    for _ in range(rng.randrange(1, 6)):
+        pick = rng.randrange(len(OF_EVENTS) + 2)
+        if pick < len(OF_EVENTS):
+            mangles.append(OF_EVENTS[pick])
+        else:
+            mangles += (events_reordered, events_delayed)[pick - len(OF_EVENTS)]()
+    await _mangle(world, rng, mangles)
 
 
 async def lost_last_events(world: "World", rng: random.Random) -> None:
     """What a worker says last of its cache, before it falls idle, is lost."""
     await asyncio.sleep(rng.uniform(0.0, 3.0))
-    await _mangle(world, rng, [_drop_events] * rng.randrange(1, 4))
+    await _mangle(world, rng, [last_events_lost] * rng.randrange(1, 4))
 
 
 async def wrong_outputs(world: "World", rng: random.Random) -> None:
     """Outputs are lost, doubled or shifted."""
-    mangles = [_drop_output, _double_step, _shift_output, _drop_step]
-    await _mangle(world, rng, [rng.choice(mangles) for _ in range(rng.randrange(1, 3))])
+    await _mangle(world, rng, [rng.choice(OF_OUTPUTS) for _ in range(rng.randrange(1, 3))])
 
 
 async def wrong_tree(world: "World", rng: random.Random) -> None:
@@ -203,7 +214,7 @@ async def wrong_tree(world: "World", rng: random.Random) -> None:
     router = rng.choice(world.routers).router
     if router is not None and router.dispatcher.membership.sessions:
         worker_id = rng.choice(sorted(router.dispatcher.membership.sessions))
-        world.tell("fault: wrong tree", router.name, worker_id)
+        world.strike("wrong tree", router.name, worker_id)
         scheduler = router.dispatcher.scheduler
         slot = next(w.slot for w in scheduler._roster if w.spec.worker_id == worker_id)
         if rng.random() < 0.5:
@@ -214,83 +225,12 @@ async def wrong_tree(world: "World", rng: random.Random) -> None:
             scheduler._tree.store(slot, path)
 
 
-async def _mangle(
-    world: "World",
-    rng: random.Random,
-    mangles: "list[Callable[[pb.WorkerMessage], list[pb.WorkerMessage] | None]]",
-) -> None:
+async def _mangle(world: "World", rng: random.Random, mangles: Sequence[Mangle]) -> None:
     host = rng.choice(world.hosts)
-    names = [mangle.__name__.strip("_") for mangle in mangles]
-    world.tell("fault:", *names, host.address)
+    world.tell("mangle", host.address, *(mangle.__name__ for mangle in mangles))
     world.network.mangles.setdefault(host.address, deque()).extend(mangles)
     await asyncio.sleep(3.0)
     world.network.mangles.pop(host.address, None)
-
-
-def _drop_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.step.HasField("cache"):
-        return None
-    message.step.ClearField("cache")
-    return [message]
-
-
-def _double_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.step.HasField("cache"):
-        return None
-    again = pb.WorkerMessage()
-    again.CopyFrom(message)
-    again.step.ClearField("outputs")
-    return [message, again]
-
-
-def _late_events(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    """The events come after the rest of the step, as if of the next batch's number."""
-    if not message.step.HasField("cache"):
-        return None
-    late = pb.WorkerMessage()
-    late.CopyFrom(message)
-    late.step.ClearField("outputs")
-    late.step.cache.seq += 1
-    return [late, message]
-
-
-def _wrong_event(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.step.HasField("cache"):
-        return None
-    for event in message.step.cache.events:
-        if event.WhichOneof("event") == "stored":
-            event.stored.path = event.stored.path[:-8] + b"nonsense"
-            return [message]
-    return None
-
-
-def _wrong_digest(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.HasField("step"):
-        return None
-    message.step.load.tree_key_sum ^= 1 << 17
-    return [message]
-
-
-def _drop_output(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.step.outputs:
-        return None
-    del message.step.outputs[0]
-    return [message]
-
-
-def _double_step(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    return [message, message] if message.step.outputs else None
-
-
-def _shift_output(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    if not message.step.outputs:
-        return None
-    message.step.outputs[0].position += 1
-    return [message]
-
-
-def _drop_step(message: pb.WorkerMessage) -> list[pb.WorkerMessage] | None:
-    return [] if message.step.outputs else None
 
 
 FAULTS: tuple[tuple[Fault, int], ...] = (
@@ -315,10 +255,29 @@ FAULTS: tuple[tuple[Fault, int], ...] = (
 """With their weights."""
 
 
+ANY_TIME = frozenset([*(fault for fault, _ in FAULTS), storm])
+"""Those that strike at a moment drawn from the seed."""
+KINDS = (
+    *("kill", "kill busiest", "cascade", "storm", "hang", "freeze", "twin", "slow", "reset"),
+    *("partition", "one-way partition", "engine errors", "drain", "router restart", "suspend"),
+    *("wall clock step", "wrong tree", "poison kills", "poison raises", "burst"),
+    *("client gives up", "client vanishes", "client stalls"),
+    *(mangle.__name__ for mangle in (*OF_EVENTS, *OF_OUTPUTS)),
+    *("events_reordered", "events_delayed", "last_events_lost"),
+)
+"""All that is counted when it strikes."""
+
+
 def draw_faults(rng: random.Random) -> list[Fault]:
     """A few, of all kinds."""
     kinds, weights = zip(*FAULTS, strict=True)
     return rng.choices(kinds, weights, k=rng.choice((0, 1, 2, 2, 3, 4, 6)))
+
+
+def _step_clock(world: "World", rng: random.Random, host: Host) -> None:
+    """From its next process on, its wall clock is wrong."""
+    host.wall_clock_offset = rng.uniform(-3600.0, 3600.0)
+    world.strike("wall clock step", host.name)
 
 
 def _some_process(world: "World", rng: random.Random) -> Process | None:

@@ -3,15 +3,17 @@
 Only this file, which knows production's insides, replaces its methods; in a process of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+from vopr.regressions import REGRESSIONS
 from vopr.world import run_seed
 
+from preble.errors import Overloaded
+from preble_router import tree_sync
 from preble_router.attempts import Attempts
-from preble_router.cluster_tree import ClusterTree
 from preble_router.dispatch import Dispatcher
 from preble_router.event_feed import EventFeed, FeedStep
 from preble_router.generation import Generation
@@ -19,6 +21,7 @@ from preble_router.liveness import Change, Liveness
 from preble_router.load import WorkerLoad
 from preble_router.membership import Membership
 from preble_router.poison import PoisonBook
+from preble_router.request_ends import worker_gone
 from preble_router.retry_budget import RetryBudget
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
@@ -55,24 +58,33 @@ def replace(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..
 
 @dataclass(frozen=True, slots=True)
 class Hunt:
-    """The first seed that finds a mutant, None where none did."""
+    """The first regression or seed that finds a mutant, "" where none did."""
 
     mutant: str
-    seed: int | None
+    found_by: str
     violation: str
 
 
 def hunt(task: tuple[str, int]) -> Hunt:
-    """Plant a mutant and try seeds 0, 1, … until one shows a violation."""
+    """Plant a mutant and try regressions, then seeds 0, 1, … until one shows a violation."""
     name, num_seeds = task
     patcher = MUTANTS[name]()
     try:
-        for seed in range(num_seeds):
-            if violation := run_seed(seed).violation:
-                return Hunt(name, seed, violation)
+        for found_by, violation in _violations(num_seeds):
+            assert not violation.startswith(("TypeError", "AttributeError")), (name, violation)
+            if violation:
+                return Hunt(name, found_by, violation)
     finally:
         patcher.stop()
-    return Hunt(name, None, "")
+    return Hunt(name, "", "")
+
+
+def _violations(num_seeds: int) -> Iterator[tuple[str, str]]:
+    """Of all lives in turn; "" where there is none."""
+    for regression in REGRESSIONS:
+        yield f"regression {regression.life.seed}", regression.live().violation
+    for seed in range(num_seeds):
+        yield f"seed {seed}", run_seed(seed).violation
 
 
 # Tokens
@@ -159,9 +171,9 @@ def requests_of_a_dead_link_go_on(original: Any, self: Any, link: Any) -> list[s
 
 @replace(Attempts, "go_on")
 def broken_requests_are_given_up(
-    original: Any, self: Any, generation: Any, error: Any, now: Any, **kwargs: Any
+    original: Any, self: Any, generation: Any, now: Any, **kwargs: Any
 ) -> None:
-    self.settle(generation, error)
+    self.settle(generation, worker_gone(generation))
 
 
 @replace(RetryBudget, "allows")
@@ -184,6 +196,48 @@ def nobody_looks_again_for_waiting_requests(original: Any, self: Any, now: Any) 
 @replace(PoisonBook, "failed")
 def poison_is_not_noticed(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     return
+
+
+@replace(PoisonBook, "came_late")
+def who_came_in_a_silence_is_never_blamed(
+    original: Any, self: Any, *args: Any, **kwargs: Any
+) -> None:
+    return
+
+
+@replace(Steps, "_blame_engine")
+def engines_that_fail_blame_nobody(original: Any, self: Any, *args: Any) -> None:
+    return
+
+
+@replace(Attempts, "blame_end")
+def everybody_on_a_silent_worker_is_blamed(
+    original: Any, self: Any, session: Any, now: Any
+) -> None:
+    self.blame(f"{session.worker_id}/{session.spec.epoch}", list(session.live.values()), now)
+
+
+@replace(Attempts, "go_on")
+def broken_requests_do_not_wait(
+    original: Any, self: Any, generation: Any, now: Any, **kwargs: Any
+) -> None:
+    original(self, generation, now, **{**kwargs, "wait": False})
+
+
+@replace(Generation, "feed")
+def log_probabilities_are_given_twice(
+    original: Any, self: Any, tokens: Any, cached: Any, logprobs: Any = None
+) -> None:
+    original(self, tokens, cached, logprobs)
+    if logprobs is not None and self.num_failures:
+        self._logprobs.append(logprobs)
+
+
+@replace(Dispatcher, "_check_room")
+def routers_are_full_long_before_they_are(original: Any, self: Any, *args: Any) -> None:
+    original(self, *args)
+    if self.num_live > 6:
+        raise Overloaded("there is no room")
 
 
 @replace(Steps, "mark_draining")
@@ -215,11 +269,12 @@ def epochs_are_not_compared(original: Any, self: Any, session: Any) -> None:
 
 
 @replace(EventFeed, "receive")
-def gaps_are_not_noticed(original: Any, self: Any, batch: Any) -> FeedStep:
+def gaps_are_not_noticed(original: Any, self: Any, batch: Any, *, now: Any) -> FeedStep:
     if self.is_synced and batch.seq > self.seq:
         self.seq = batch.seq
         return FeedStep(batches=(batch,))
-    return original(self, batch)
+    step: FeedStep = original(self, batch, now=now)
+    return step
 
 
 @replace(EventFeed, "receive_digest")
@@ -227,10 +282,9 @@ def digests_are_not_compared(original: Any, self: Any, *, agrees: Any, now: Any)
     return
 
 
-@replace(GlobalScheduler, "_follow")
-def snapshots_add_to_what_was_believed(original: Any, self: Any, worker: Any, step: Any) -> None:
-    with patch.object(ClusterTree, "forget", lambda *_: None):
-        original(self, worker, step)
+@replace(tree_sync, "take_snapshot")
+def snapshots_add_to_what_was_believed(original: Any, tree: Any, slot: Any, snapshot: Any) -> None:
+    tree.store_all(slot, snapshot.paths)
 
 
 @replace(EventFeed, "ask")

@@ -25,8 +25,13 @@ KEEPALIVE_SECONDS = 7.0
 LATENCY_SECONDS = (0.0001, 0.003)
 UP, DOWN = "up", "down"
 
-Mangle = Callable[[pb.WorkerMessage], list[pb.WorkerMessage] | None]
-"""What arrives instead of a message, or None for one that it does not concern; it then waits."""
+
+class Mangle(Protocol):
+    """What arrives instead of a message; None for one that it does not concern: it then waits."""
+
+    __name__: str
+
+    def __call__(self, message: pb.WorkerMessage, /) -> list[pb.WorkerMessage] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Observer(Protocol):
 
     def submitted(self, wire: "Wire", message: pb.RouterMessage) -> None: ...
     def heard(self, wire: "Wire", message: pb.WorkerMessage) -> None: ...
+    def struck(self, kind: str) -> None: ...
 
 
 class Network:
@@ -123,7 +129,7 @@ class Network:
             original.CopyFrom(message)
             instead = waiting[0](original)
             if instead is not None:
-                waiting.popleft()
+                self.observer.struck(waiting.popleft().__name__)
                 return list(instead)
         return [message]
 
@@ -219,6 +225,7 @@ class Wire:
         self._down = Pipe(self, DOWN, self._arrive_down)
         self._handler: asyncio.Task[None] | None = None
         self._blocked_since: float | None = None
+        self._is_dead = False
         self._down.put(CONNECT)
         self.blocked()
 
@@ -309,6 +316,21 @@ class Wire:
             self._to_router.replace_by(Ended(grpc.StatusCode.UNAVAILABLE, reason))
             self._end()
 
+    def die(self) -> None:
+        """The worker's process is gone; the router sees it when it hears anything at all."""
+        if not self._up.is_blocked:
+            self.sever("the process died")
+            return
+        self.was_broken = self._is_dead = True
+        if self._handler is not None:
+            self._handler.cancel()
+        self._up.put(Ended(grpc.StatusCode.UNAVAILABLE, "the process died"))
+
+    @property
+    def is_muted(self) -> bool:
+        """Nothing that the worker says arrives."""
+        return self._up.is_blocked
+
     def blocked(self) -> None:
         """Perhaps; if so for too long, both ends give it up."""
         if self._blocked_since is None and (self._up.is_blocked or self._down.is_blocked):
@@ -329,6 +351,8 @@ class Wire:
             self.sever("keepalive timed out")
 
     def _end(self) -> None:
+        if self.is_over:
+            return
         self.is_over = True
         self.network.wires.remove(self)
         if self._handler is not None:
@@ -339,6 +363,8 @@ class Wire:
         self.was_broken |= instead != [item]
         for each in instead:
             self._to_router.put(each)
+        if self._is_dead and isinstance(item, Ended):
+            self._end()
 
     def _arrive_down(self, item: Any) -> None:
         if item is CANCELLED:

@@ -3,14 +3,15 @@
 import asyncio
 import random
 from collections import deque
-from math import exp
+from math import exp, inf
 from weakref import WeakKeyDictionary
 
+from vopr.feeds import ShadowFeed
 from vopr.network import Network, Wire
 from vopr.violation import Violation
-from vopr.workers import MODEL
+from vopr.workers import MODEL, Process
 
-from preble.page_keys import KEY_BYTES
+from preble.errors import CapacityError, NoWorkers
 from preble.v1 import worker_pb2 as pb
 from preble_router.config import RouterConfig
 from preble_router.dispatch import TICK_SECONDS, Dispatcher
@@ -27,6 +28,7 @@ MAX_LIVE = 64
 SLOW_READER_SECONDS = 1.0
 LEEWAY_SECONDS = 0.3
 """What a limit may be overstepped by: a few ticks."""
+MOST_CHOICES = 4
 GHOST_SECONDS = 1.0
 """Within that a worker that can be reached has stopped computing for a request that ended."""
 
@@ -48,6 +50,8 @@ class Router:
         policy: str,
         expected_seconds: float,
         workers: tuple[str, ...],
+        poison: frozenset[bytes],
+        most_brought_down: int,
     ) -> None:
         self.name = name
         self.network = network
@@ -58,6 +62,15 @@ class Router:
         self._placed_again: deque[float] = deque()
         self._accepted_at: deque[float] = deque()
         self._attempts: dict[str, int] = {}
+        self._poison = poison
+        self._sent_at: dict[tuple[str, int], float] = {}  # of poison: by request id and epoch
+        # Workers, or steps of their engines, that fail by one request before it is refused.
+        self._most_brought_down = most_brought_down
+        self._failures: dict[tuple[str, int, int], float] = {}  # by poison; when it was shown
+        self._untold: set[tuple[str, int]] = set()  # and those that nothing was heard of
+        self._refused = 0
+        self._waits_since: dict[str, float] = {}
+        self._spurned_since: dict[str, float] = {}
         self._linked: dict[str, tuple[int, Wire | None]] = {}
         scheduler = GlobalScheduler(
             make_policy(policy),
@@ -95,30 +108,59 @@ class Router:
         return generation
 
     def judge_failure(self, generation: Generation) -> str:
-        """It ended with `WorkerFailed`: was there nothing else to be done?"""
+        """It ended with `WorkerFailed`: exactly when may it?"""
+        attempts, now = self.dispatcher.attempts, self._loop.time()
         if not self.dispatcher._accepting:
             return "router gone"
-        waited = self._loop.time() - generation.placed_at
-        sessions = self.dispatcher.membership.sessions.values()
-        # A worker that turns a request away ends it at once where there is no other.
-        others = [s for s in sessions if s.ready and s.worker_id != generation.worker_id]
-        if (
-            generation.num_failures >= MAX_ATTEMPTS
-            or self.dispatcher.attempts.budget.refused_total
-            or waited >= TAKEOVER_SECONDS - LEEWAY_SECONDS
-            or not others
-        ):
-            return "failed"
+        tried = generation.attempt  # Some were never sent: their links broke before.
+        if MAX_ATTEMPTS <= generation.num_failures <= tried:
+            return "failed: all attempts"
+        if 1 <= generation.num_failures <= tried and attempts._is_poisoned(generation, now):
+            return "failed: engines"  # perhaps on another choice of its prompt
+        if attempts.budget.refused_total > self._refused:
+            self._refused += 1
+            return "failed: retry budget"
+        waits_since = self._waits_since.get(generation.request_id, now)
+        if now - waits_since >= TAKEOVER_SECONDS - LEEWAY_SECONDS:
+            return "failed: no worker"
         raise Violation(
             f"{generation.request_id} failed after {generation.num_failures} failures "
-            f"and {waited:.2f} s"
+            f"and {now - waits_since:.2f} s without a worker"
         )
+
+    def judge_refusal(self, error: CapacityError, *, has_deadline: bool) -> None:
+        """It took no new request: had it nobody, or too much to do?"""
+        ready = [s.worker_id for s in self.dispatcher.membership.sessions.values() if s.ready]
+        if isinstance(error, NoWorkers):
+            if ready and self.dispatcher._accepting:
+                raise Violation(f"{self.name} says that no worker is ready, and {ready} are")
+        elif not has_deadline and self.dispatcher.num_live + MOST_CHOICES <= MAX_LIVE:
+            raise Violation(f"{self.name} is not overloaded with {self.dispatcher.num_live}")
+
+    def brought_down(self, process: Process, prompts: frozenset[bytes]) -> None:
+        """A poisoned request ran there, and the process has died: when will it be known here?"""
+        attempts = self.dispatcher.attempts
+        wires = self.network.between(self.name, process.address)
+        wire = next((w for w in wires if w.epoch == process.epoch), None)
+        session = self.dispatcher.membership.sessions.get(process.host.name)
+        if wire is None or wire.draining_since < inf or (session and session.draining):
+            return
+        for generation in attempts.live.values():
+            sent_at = self._sent_at.get((generation.request_id, process.epoch))
+            if generation.request.tokens not in prompts or sent_at is None:
+                continue
+            runs_there = generation.session is not None and generation.session is session
+            if runs_there and not wire.is_muted:
+                self._failures[process.host.name, process.epoch, 0] = self._loop.time()
+            elif wire.is_muted and (runs_there or wire.heard_at <= sent_at):
+                self._untold.add((process.host.name, process.epoch))
 
     # What passes over its wires.
 
     def submitted(self, wire: Wire, submit: pb.Submit) -> None:
         now = self._loop.time()
         self._check_attempt(submit, now)
+        self._check_poison(wire, submit, now)
         if wire.draining_since < now:
             raise Violation(f"{submit.request_id} was sent to {wire}, which drains")
         sessions = self.dispatcher.membership.sessions.values()
@@ -154,10 +196,26 @@ class Router:
             if spent > LEAST + SHARE * _faded(self._accepted_at, now) + 1e-6:
                 raise Violation(f"{submit.request_id} is placed again beyond the retry budget")
 
+    def _check_poison(self, wire: Wire, submit: pb.Submit, now: float) -> None:
+        """What brought down that many workers goes to no other; the last death may be news."""
+        generation = self.dispatcher.attempts.live.get(submit.request_id)
+        if generation is None or generation.request.tokens not in self._poison:
+            return
+        self._sent_at[submit.request_id, wire.epoch] = now
+        known = [worker_id for (worker_id, *_), at in self._failures.items() if at < now]
+        if len(known) >= self._most_brought_down:
+            raise Violation(f"{submit.request_id} has brought down {known}")
+
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         wire.heard_at = self._loop.time()
         feed = self.feeds.setdefault(wire, ShadowFeed())
         match message.WhichOneof("message"):
+            case "hello":
+                former = {each for each in self._untold if each[0] == wire.worker_id}
+                self._untold -= former
+                for worker_id, epoch in former:
+                    if epoch < wire.epoch:
+                        self._failures[worker_id, epoch, 0] = wire.heard_at
             case "step":
                 step = message.step
                 wire.announced_seconds = step.next_step_seconds
@@ -166,8 +224,25 @@ class Router:
                 if step.HasField("cache"):
                     feed.batch(step.cache)
                 self._check_ghosts(wire, step)
+                if self._poison:
+                    self._find_failures(wire, step)
             case "snapshot":
                 feed.snapshot(message.snapshot)
+
+    def _find_failures(self, wire: Wire, step: pb.StepOutput) -> None:
+        """Of an engine, by poison."""
+        live = self.dispatcher.attempts.live
+        for output in step.outputs:
+            generation = live.get(output.request_id)
+            if (
+                output.finish_reason == pb.FINISH_REASON_ERROR
+                and "draining" not in output.error
+                and generation is not None
+                and generation.attempt == output.attempt
+                and generation.session is not None
+                and generation.request.tokens in self._poison
+            ):
+                self._failures[wire.worker_id, wire.epoch, step.step] = wire.heard_at
 
     def _check_ghosts(self, wire: Wire, step: pb.StepOutput) -> None:
         now = self._loop.time()
@@ -199,9 +274,7 @@ class Router:
             deadline_at = generation.request.deadline_at
             if deadline_at is not None and now > deadline_at + LEEWAY_SECONDS and not jumped:
                 raise Violation(f"{generation.request_id} outlives its deadline")
-        for request_id, give_up_at in attempts._give_up_at.items():
-            if now > give_up_at + LEEWAY_SECONDS and not jumped:
-                raise Violation(f"{request_id} waits for too long")
+        self._check_waiting(now, jumped=jumped)
         sessions = dispatcher.membership.sessions.values()
         if sum(len(session.live) for session in sessions) != num_placed:
             raise Violation("sessions list requests that are not placed there")
@@ -210,6 +283,35 @@ class Router:
         self._check_epochs(now)
         if self.accepted != len(attempts.live) + attempts.outcomes.total():
             raise Violation("a request ended twice or never")
+
+    def _check_waiting(self, now: float, *, jumped: bool) -> None:
+        """Nobody waits for too long, nor while a worker could have it."""
+        attempts = self.dispatcher.attempts
+        waiting = attempts._give_up_at
+        for request_id in [i for i in self._waits_since if i in attempts.live and i not in waiting]:
+            del self._waits_since[request_id]
+            self._spurned_since.pop(request_id, None)
+        for request_id, give_up_at in waiting.items():
+            self._waits_since.setdefault(request_id, now)
+            if now > give_up_at + LEEWAY_SECONDS and not jumped:
+                raise Violation(f"{request_id} waits for too long")
+            if not self._is_spurned(attempts.live[request_id], now):
+                self._spurned_since.pop(request_id, None)
+            elif now - self._spurned_since.setdefault(request_id, now) > LEEWAY_SECONDS:
+                raise Violation(f"{request_id} waits, and a worker is ready")
+
+    def _is_spurned(self, generation: Generation, now: float) -> bool:
+        """It has no worker, and some worker has no reason not to take it."""
+        return (
+            generation.session is None
+            and generation.suspected_until <= now
+            and any(
+                session.ready
+                and not session.liveness.suspect
+                and (session.worker_id, session.serial) not in generation.failed
+                for session in self.dispatcher.membership.sessions.values()
+            )
+        )
 
     def _check_epochs(self, now: float) -> None:
         """No process takes the name of a newer one that is well."""
@@ -291,46 +393,6 @@ class Router:
         if dispatcher.attempts._give_up_at or not dispatcher.attempts.idle.is_set():
             return f"{self.name} is not idle"
         return ""
-
-
-class ShadowFeed:
-    """The plainest model of one link's cache events: which numbers came, and what they said."""
-
-    def __init__(self) -> None:
-        self.paths: set[bytes] = set()
-        self._seq: int | None = None
-        self._beyond: set[int] = set()
-
-    @property
-    def has_gap(self) -> bool:
-        return bool(self._beyond)
-
-    def batch(self, batch: pb.CacheEvents) -> None:
-        for event in batch.events:
-            if event.WhichOneof("event") == "stored":
-                self._store(event.stored.path)
-        if self._seq is None or batch.seq > self._seq:
-            self._beyond.add(batch.seq)
-        self._go_on()
-
-    def snapshot(self, part: pb.CacheSnapshot) -> None:
-        for path in part.paths:
-            self._store(path)
-        if not part.more and (self._seq is None or part.seq >= self._seq):
-            self._seq = part.seq
-            self._beyond = {seq for seq in self._beyond if seq > part.seq}
-            self._go_on()
-
-    def _go_on(self) -> None:
-        while self._seq is not None and self._seq + 1 in self._beyond:
-            self._seq += 1
-            self._beyond.remove(self._seq)
-
-    def _store(self, path: bytes) -> None:
-        end = len(path)
-        while end and path[:end] not in self.paths:
-            self.paths.add(path[:end])
-            end -= KEY_BYTES
 
 
 def _faded(times: "deque[float]", now: float) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from vopr.mutants import hunt
+from vopr.regressions import REGRESSIONS, Regression
 from vopr.world import run_seed
 
 TESTS = Path(__file__).parents[1]
@@ -18,6 +19,11 @@ def test_every_invariant_holds(first: int) -> None:
     for seed in range(first, first + SEEDS_PER_TEST):
         verdict = run_seed(seed)
         assert not verdict.violation, f"make vopr SEED={seed}: {verdict.violation}"
+
+
+@pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda each: each.life.seed)
+def test_bugs_of_the_past_are_gone(regression: Regression) -> None:
+    assert not regression.live().violation
 
 
 def test_a_seed_runs_the_same_way_in_every_process() -> None:
@@ -40,4 +46,4 @@ def test_a_seed_runs_the_same_way_in_every_process() -> None:
 @pytest.mark.parametrize("mutant", ["old_attempts_are_not_fenced_off", "silence_is_not_noticed"])
 def test_planted_bugs_are_found(mutant: str) -> None:
     found = hunt((mutant, 60))
-    assert found.seed is not None
+    assert found.found_by

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pretend_logprobs import pretend_logprobs
 from vopr.network import Network, Wire
 from vopr.violation import Violation
 
 from preble.cost import CostModel
+from preble.page_keys import pack_tokens
 from preble.types import WorkerSpec
 from preble.wire import hello_to_wire
 from preble_worker.announce import Announcement, Announcer
@@ -48,8 +50,6 @@ COST = CostModel(
     per_context_token=0.0,
 )
 DRAIN_SECONDS = 4.0
-HOPELESS = 3
-"""Workers that one request may bring down before a router refuses it."""
 
 
 class EngineBroke(Exception):
@@ -67,8 +67,9 @@ class Cluster:
         self.network = network
         self.rng = rng
         self.tell = tell
-        self.num_poisoned = 0
-        self.poisonous: set[int] = set()  # prompt hashes that bring an engine down
+        self.poisonous: set[int] = set()  # prompt hashes that bring a process down
+        self.raising: set[int] = set()  # and those on which an engine raises
+        self.poisoned: Callable[[Process], None] = lambda process: None
         self.announce: Callable[[str, str], str | None] = lambda router, address: None
         self.router_names: tuple[str, ...] = ()
 
@@ -146,6 +147,24 @@ class Host:
         return int(wall * 1e6) << 12 | self.cluster.rng.getrandbits(12)
 
 
+class Engine(SimulatedEngine):
+    """Its log probabilities tell one token and position from another."""
+
+    def run(self, batch: Batch) -> npt.NDArray[np.int64]:
+        tokens = super().run(batch)
+        if (columns := batch.logprobs) is not None:
+            slots = batch.slots[batch.samples]
+            for i, (row, num_top) in enumerate(zip(columns.rows, columns.num_top, strict=True)):
+                position = int(batch.tables.output_position[slots[row]])
+                of_token = pretend_logprobs(
+                    pack_tokens([int(tokens[row])]), num_top, start=position, vocab_size=VOCAB_SIZE
+                )
+                columns.chosen[i] = np.frombuffer(of_token.chosen, np.float32)[0]
+                columns.top_tokens[i, :num_top] = np.frombuffer(of_token.top_tokens, np.uint32)
+                columns.top[i, :num_top] = np.frombuffer(of_token.top, np.float32)
+        return tokens
+
+
 class Process:
     """One life of a worker.
 
@@ -168,7 +187,7 @@ class Process:
             drain=self._obey_drain,
             clock=host.clock,
         )
-        self._engine = SimulatedEngine(COST, VOCAB_SIZE, time_scale=0.0)
+        self._engine = Engine(COST, VOCAB_SIZE, time_scale=0.0)
         self._orphans: set[str] = set()
         self._wakeup = asyncio.Event()
         self._runs = asyncio.Event()
@@ -208,7 +227,7 @@ class Process:
             del network.listening[self.address]
         for wire in network.between(None, self.address):
             if wire.epoch == self.epoch:
-                wire.sever("the process died")
+                wire.die()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
@@ -266,14 +285,16 @@ class Process:
 
     def _run(self, batch: Batch) -> npt.NDArray[np.int64]:
         host = self.host
-        if not host.cluster.poisonous.isdisjoint(batch.tables.prompt_hash[batch.slots].tolist()):
-            host.cluster.tell("poisoned", host.name)
-            wires = host.cluster.network.between(None, self.address)
-            # Who came to a worker that is not heard of is not blamed for its end.
-            host.cluster.num_poisoned += not any(wire.is_blocked for wire in wires)
-            if host.cluster.num_poisoned > HOPELESS * len(host.cluster.router_names):
-                raise Violation("the same request brings down one worker after the other")
-            raise Died
+        cluster = host.cluster
+        if cluster.poisonous or cluster.raising:
+            hashes = batch.tables.prompt_hash[batch.slots].tolist()
+            if not cluster.poisonous.isdisjoint(hashes):
+                cluster.tell("poisoned", host.name)
+                cluster.poisoned(self)
+                raise Died
+            if not cluster.raising.isdisjoint(hashes):
+                cluster.network.observer.struck("poison raises")
+                raise EngineBroke
         if host.failing_steps:
             host.failing_steps -= 1
             raise EngineBroke

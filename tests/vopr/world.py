@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import xxhash
-from vopr.clients import Client, make_asks
-from vopr.faults import Fault, draw_faults, storm
+from vopr.asks import Poison, features, prompt_hash
+from vopr.clients import Client
+from vopr.faults import ANY_TIME, Fault
+from vopr.life import BUSY_SECONDS, Life, draw_life
 from vopr.network import Network, Wire
 from vopr.routers import Router, RouterHost
 from vopr.violation import Violation
@@ -21,25 +22,20 @@ from vopr.virtual_loop import VirtualLoop
 from vopr.workers import Cluster, EngineBroke, Host, Process
 
 from preble.v1 import worker_pb2 as pb
-from preble_worker.config import SchedulerConfig
 
-BUSY_SECONDS = 4.0
-"""When requests and faults begin, counted from the first second."""
 HEALING_SECONDS = 30.0
 """After the last fault, until when everything is at rest and healthy."""
 DEEP_CHECK_SECONDS = 1.0
-ROUTING_POLICIES = ("preble",) * 5 + ("e2", "round_robin", "power_of_two", "cache_aware")
-LOCAL_POLICIES = ("preble_groups",) * 3 + ("fcfs", "lpm", "srpt", "mlfq", "dlpm", "edf", "alise")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """What became of a seed.
 
     Attributes:
         violation: "" if there was none.
         digest: of everything that happened, in order.
-        outcomes: of the clients. faults: that struck, by name.
+        outcomes: of the clients. struck: what happened, by kind. features: what was asked for.
         virtual_seconds, cpu_seconds: what it took.
         trace: the last things that happened; all of them in a replay.
     """
@@ -48,7 +44,8 @@ class Verdict:
     violation: str
     digest: str
     outcomes: Counter[str]
-    faults: Counter[str]
+    struck: Counter[str]
+    features: Counter[str]
     num_steps: int
     virtual_seconds: float
     cpu_seconds: float
@@ -59,53 +56,53 @@ class World:
     """Everything of one run."""
 
     def __init__(
-        self, seed: int, loop: VirtualLoop, *, echo: Callable[[str], None] | None = None
+        self, life: Life, loop: VirtualLoop, *, echo: Callable[[str], None] | None = None
     ) -> None:
+        self.life = life
         self.loop = loop
         self.num_steps = 0
         self.violation = ""
         self.trace: deque[str] = deque(maxlen=200)
+        self.strikes: Counter[str] = Counter()
         self._echo = echo
         self._hash = hashlib.blake2b(digest_size=8)
-        self._seed = seed
-        rng = self._rng("world")
         self.network = Network(self._rng("network"), self)
-        cluster = Cluster(self.network, self._rng("workers"), self.tell)
-        self.router_names = ("r0", "r1")[: rng.choice((1, 1, 2))]
-        cluster.router_names = self.router_names
-        cluster.announce = self._announce
-        config = SchedulerConfig(
-            num_pages=rng.choice((40, 80, 300)),
-            max_batch_tokens=rng.choice((64, 256)),
-            max_sequences=rng.choice((4, 16)),
-            context_tokens=600,
-            policy=rng.choice(LOCAL_POLICIES),
-        )
-        self.hosts = [Host(f"w{i}", cluster, config=config) for i in range(rng.choice((3, 4, 5)))]
+        self.router_names = ("r0", "r1")[: life.num_routers]
+        cluster = self._make_cluster()
+        self.hosts = [Host(f"w{i}", cluster, config=life.worker) for i in range(life.num_workers)]
         self.zombies: list[Process] = []
         self.routers = [RouterHost(name) for name in self.router_names]
-        self._policy = rng.choice(ROUTING_POLICIES)
-        self._expected_seconds = rng.choice((1.0, 10.0))
-        self._statics = tuple(h.address for h in self.hosts[: rng.randrange(len(self.hosts) + 1)])
-        is_storm = rng.random() < 0.05
-        asks = make_asks(
-            rng,
-            count=60 if is_storm else rng.choice((8, 16, 28)),
-            begin=loop.time() + 1.0,
-            seconds=0.5 if is_storm else BUSY_SECONDS,
-        )
-        cluster.poisonous = {xxhash.xxh3_64_intdigest(a.prompt) for a in asks if a.is_poisonous}
-        self.clients = [Client(ask, self._rng(f"client {ask.name}")) for ask in asks]
-        self.faults: list[Fault] = draw_faults(self._rng("faults"))
-        if is_storm:
-            self.faults.append(storm)
+        self.clients = [
+            Client(ask, self._rng(f"client {ask.name}"), self.struck) for ask in life.asks
+        ]
+        self._count_bursts()
         self._deep_at = 0.0
         loop.before_time_passes = self._end_of_instant
         loop.set_exception_handler(self._escaped)
 
+    def _make_cluster(self) -> Cluster:
+        cluster = Cluster(self.network, self._rng("workers"), self.tell)
+        cluster.router_names = self.router_names
+        cluster.announce = self._announce
+        cluster.poisoned = self._poisoned
+        asks = self.life.asks
+        cluster.poisonous = {prompt_hash(a) for a in asks if a.poison is Poison.KILLS}
+        cluster.raising = {prompt_hash(a) for a in asks if a.poison is Poison.RAISES}
+        return cluster
+
+    @property
+    def _poison(self) -> frozenset[bytes]:
+        """Prompts that bring workers down, or their engines."""
+        return frozenset(a.prompt for a in self.life.asks if a.poison is not Poison.NONE)
+
+    def _count_bursts(self) -> None:
+        """Requests of the same instant."""
+        moments = Counter(ask.at for ask in self.life.asks)
+        self.strikes["burst"] = sum(count >= 3 for count in moments.values())
+
     def _rng(self, purpose: str) -> random.Random:
         """Each has its own luck, so that a change in one leaves the others as they were."""
-        return random.Random(f"{self._seed}/{purpose}")
+        return random.Random(f"{self.life.seed}/{purpose}")
 
     # What happens.
 
@@ -118,10 +115,11 @@ class World:
             asyncio.create_task(self._follow(client), name=f"client {client.ask.name}")
             for client in self.clients
         ]
-        await asyncio.gather(*(self._strike(i, fault) for i, fault in enumerate(self.faults)))
+        faults = enumerate(self.life.faults)
+        await asyncio.gather(*(self._strike(i, fault) for i, fault in faults))
         self.tell("the last fault is over")
         last_fault_at = self.loop.time()
-        busy_until = 1001.0 + BUSY_SECONDS
+        busy_until = 1001.0 + max((ask.at for ask in self.life.asks), default=0.0)
         limit = max(last_fault_at, busy_until, self.loop.jumped_at) + HEALING_SECONDS
         async with asyncio.timeout_at(limit + 1.0):
             await asyncio.wait(clients)
@@ -136,12 +134,13 @@ class World:
         await self._close()
 
     async def _follow(self, client: Client) -> None:
-        client.outcome = await client.run(self.routers)
-        self.tell("client", client.ask.name, client.outcome)
+        await client.run(self.routers)
+        self.tell("client", client.ask.name, *sorted(client.outcomes.elements()))
 
     async def _strike(self, number: int, fault: Fault) -> None:
         rng = self._rng(f"fault {number}")
-        await asyncio.sleep(rng.uniform(0.8, 1.0 + BUSY_SECONDS))
+        if fault in ANY_TIME:
+            await asyncio.sleep(rng.uniform(0.8, 1.0 + BUSY_SECONDS))
         await fault(self, rng)
 
     def start_router(self, host: RouterHost) -> None:
@@ -150,9 +149,11 @@ class World:
             host.name,
             self.network,
             rng=self._rng(f"router {host.name} {host.num_lives}"),
-            policy=self._policy,
-            expected_seconds=self._expected_seconds,
-            workers=self._statics,
+            policy=self.life.policy,
+            expected_seconds=self.life.expected_seconds,
+            workers=tuple(host.address for host in self.hosts[: self.life.num_static]),
+            poison=self._poison,
+            most_brought_down=2 if len(self.life.asks) == 1 else 3,
         )
         self.tell("router starts", host.name)
 
@@ -172,6 +173,12 @@ class World:
             return None
         router.dispatcher.add_worker(address)
         return name
+
+    def _poisoned(self, process: Process) -> None:
+        self.struck("poison kills")
+        for host in self.routers:
+            if host.router is not None:
+                host.router.brought_down(process, self._poison)
 
     async def _close(self) -> None:
         """All is stopped; then nothing may be left."""
@@ -194,6 +201,15 @@ class World:
         self.trace.append(line)
         if self._echo is not None:
             self._echo(line)
+
+    def strike(self, kind: str, *what: object) -> None:
+        """A fault does."""
+        self.tell("fault:", kind, *what)
+        self.struck(kind)
+
+    def struck(self, kind: str) -> None:
+        """It counts among what happened."""
+        self.strikes[kind] += 1
 
     @property
     def digest(self) -> str:
@@ -300,9 +316,14 @@ class _NoErrors(logging.Handler):
 
 def run_seed(seed: int, *, echo: Callable[[str], None] | None = None) -> Verdict:
     """Live through one seed."""
+    return run_life(draw_life(seed), echo=echo)
+
+
+def run_life(life: Life, *, echo: Callable[[str], None] | None = None) -> Verdict:
+    """Live through it, and judge."""
     began_at = time.process_time()
     loop = VirtualLoop()
-    world = World(seed, loop, echo=echo)
+    world = World(life, loop, echo=echo)
     watch = _NoErrors(world)
     loggers = [logging.getLogger(name) for name in ("preble_router", "preble_worker")]
     levels = [(logger.level, logger.propagate) for logger in loggers]
@@ -323,11 +344,12 @@ def run_seed(seed: int, *, echo: Callable[[str], None] | None = None) -> Verdict
             logger.setLevel(level)
             logger.propagate = propagate
     return Verdict(
-        seed=seed,
+        seed=life.seed,
         violation=world.violation,
         digest=world.digest,
-        outcomes=Counter(client.outcome for client in world.clients),
-        faults=Counter(fault.__name__ for fault in world.faults),
+        outcomes=sum((client.outcomes for client in world.clients), Counter()),
+        struck=world.strikes,
+        features=Counter(features(life.asks)),
         num_steps=world.num_steps,
         virtual_seconds=loop.time() - 1000.0,
         cpu_seconds=time.process_time() - began_at,

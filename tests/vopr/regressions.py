@@ -1,0 +1,139 @@
+"""Bugs of the past, each as the shortest life that shows it: written down, as the meaning of a seed
+changes with what is drawn from it.
+
+`make vopr` begins with them, and so does every hunt for a planted bug.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from vopr.asks import Ask, Poison
+from vopr.life import Life
+from vopr.network import UP
+from vopr.workers import VOCAB_SIZE
+from vopr.world import Verdict, World, run_life
+
+from preble.page_keys import pack_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """What was wrong, and how the requests of a life that shows it must end."""
+
+    was_wrong: str
+    life: Life
+    ends: dict[str, int]
+
+    def live(self) -> Verdict:
+        """Once more. A wrong end is a violation, too."""
+        verdict = run_life(self.life)
+        if not verdict.violation and verdict.outcomes != self.ends:
+            verdict.violation = f"{self.was_wrong}: {dict(verdict.outcomes)}, not {self.ends}"
+        return verdict
+
+
+def _prompt(number: int, *, size: int = 40) -> bytes:
+    rng = random.Random(number)
+    return pack_tokens([rng.randrange(3, VOCAB_SIZE) for _ in range(size)])
+
+
+def _crowd(count: int, *, max_tokens: int) -> tuple[Ask, ...]:
+    """That comes at once, with nothing in common."""
+    return tuple(
+        Ask(name=f"q{i}", prompt=_prompt(i), seed=i, max_tokens=max_tokens) for i in range(count)
+    )
+
+
+def _poison(poison: Poison, *, at: float = 1.0, num_choices: int = 1) -> tuple[Ask, ...]:
+    """So long a prompt that its choices go to one worker."""
+    return (
+        Ask(
+            name="q0",
+            prompt=_prompt(0, size=500),
+            max_tokens=20,
+            at=at,
+            num_choices=num_choices,
+            poison=poison,
+        ),
+    )
+
+
+async def silence_of_all(world: World, rng: random.Random) -> None:
+    """Until their links are given up: what they said meanwhile is lost."""
+    await _silence(world, [host.address for host in world.hosts], at=1.0, seconds=8.5)
+
+
+async def silence_of_one_after_the_other(world: World, rng: random.Random) -> None:
+    """The second before the first is ejected."""
+    first, second, *_ = [host.address for host in world.hosts]
+    await asyncio.gather(
+        _silence(world, [first], at=1.2, seconds=5.0),
+        _silence(world, [second], at=1.5, seconds=5.0),
+    )
+
+
+async def _silence(world: World, addresses: list[str], *, at: float, seconds: float) -> None:
+    await asyncio.sleep(at)
+    world.strike("one-way partition", *addresses, UP)
+    for address in addresses:
+        world.network.block("r0", address, UP)
+    await asyncio.sleep(seconds)
+    for address in addresses:
+        world.network.unblock("r0", address, UP)
+
+
+async def engine_error_while_the_other_is_away(world: World, rng: random.Random) -> None:
+    """The request is on one of two workers; the other is being started again."""
+    await asyncio.sleep(1.2)
+    here = next(host for host in world.hosts if host.process and host.process.scheduler.num_live)
+    other = next(host for host in world.hosts if host is not here)
+    other.restart_seconds = 1.0
+    other.kill()
+    world.strike("engine errors", here.name)
+    here.failing_steps = 1
+
+
+REGRESSIONS = (
+    Regression(
+        "who was moved from one silent worker to another looked poisoned",
+        Life(seed=1, asks=_crowd(16, max_tokens=200), faults=(silence_of_one_after_the_other,)),
+        {"length": 16},
+    ),
+    Regression(
+        "of the choices of a poisoned prompt each took a worker",
+        Life(
+            seed=2,
+            asks=_poison(Poison.KILLS, num_choices=4),
+            faults=(),
+            num_workers=5,
+            policy="sticky",
+        ),
+        {"poisoned_request": 4},
+    ),
+    Regression(
+        "who came to a silent worker was not blamed when that was found dead",
+        Life(seed=3, asks=_poison(Poison.KILLS, at=1.8), faults=(silence_of_all,)),
+        {"poisoned_request": 1},
+    ),
+    Regression(
+        "a request on which each engine fails was not blamed, and failed others with it",
+        Life(seed=4, asks=_poison(Poison.RAISES), faults=()),
+        {"poisoned_request": 1},
+    ),
+    Regression(
+        "who failed with an engine ended at once where no other worker was ready",
+        Life(
+            seed=5,
+            asks=_crowd(1, max_tokens=100),
+            faults=(engine_error_while_the_other_is_away,),
+            num_workers=2,
+        ),
+        {"length": 1},
+    ),
+)
+SEEDS = {
+    54: "a request refused as poisoned was suspected once more when its last worker died",
+    115: "the same, of an engine's failures",
+}
+"""Bugs that no short life shows, by seeds of the present `draw_life`."""
