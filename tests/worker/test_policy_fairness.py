@@ -8,7 +8,13 @@ from worker_helpers import StubEngine, make_request
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import PolicyOptions
-from preble_worker.policies.dlpm import OUTPUT_WEIGHT, QUANTUM_TOKENS, SAVINGS_TOKENS, Dlpm
+from preble_worker.policies.dlpm import (
+    OUTPUT_WEIGHT,
+    QUANTUM_TOKENS,
+    SAVINGS_TOKENS,
+    Dlpm,
+    Standing,
+)
 from preble_worker.policies.edf import DEMOTED_SHARE, Edf
 from preble_worker.scheduler import LocalScheduler
 
@@ -51,7 +57,7 @@ def test_dlpm_takes_places_of_whom_one_has_much_credit_on() -> None:
     light, heavy, heavier = running("light"), running("heavy"), running("heavier")
     prefills = Job(tenant="heavier", arrived_at=9.0)
     spare = policy.dispensable([*light, *heavy, *heavier, prefills], now=10.0)
-    assert spare == [*heavier[:0:-1], *heavy[:0:-1], *light[:0:-1]]
+    assert spare == [prefills, *heavier[:0:-1], *heavy[:0:-1], *light[:0:-1]]
     waits = Job(tenant="light", arrived_at=9.0)
     assert policy.outranks(waits, heavy[1], now=10.0)
     assert not policy.outranks(waits, light[1], now=10.0)
@@ -77,7 +83,8 @@ def test_dlpm_counts_nothing_against_who_got_what_nobody_else_wanted(tokens: int
         policy.started(job)
         job.runs, job.num_generated = True, 40
         policy.ended(job, finished=True)
-    runs = Job(num_tokens=tokens, tenant="steady", runs=True, num_generated=10, standing=0)
+    runs = Job(num_tokens=tokens, tenant="steady", runs=True, num_generated=10)
+    runs.standing = Standing(0)
     policy.observe([Job(tenant="other", arrived_at=60.0)], [runs], now=61.0)
     spent = min(tokens + 10 * OUTPUT_WEIGHT, SAVINGS_TOKENS)
     assert policy.credit("steady") == SAVINGS_TOKENS - spent

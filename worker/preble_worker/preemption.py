@@ -1,12 +1,12 @@
 """Which running requests make room for better ones that wait, where the policy knows such."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.page_cache import PageCache
 from preble_worker.planning import Planning
-from preble_worker.policies import LocalPolicy, RunningPolicy, WaitEstimator
+from preble_worker.policies import LocalPolicy, OvertakingPolicy, RunningPolicy, WaitEstimator
 from preble_worker.policies.adaptive import Adaptive
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
@@ -39,6 +39,7 @@ class Preemption:
         self.review_at_step = 0
         self.prompt_tokens = config.max_batch_tokens
         self._policy = policy
+        self._overtaking = policy if isinstance(policy, OvertakingPolicy) else None
         self._waiting = waiting
         self._running = running
         self._cache = cache
@@ -70,6 +71,33 @@ class Preemption:
         lowest = (s for s in dispensable if s.priority == newest.priority)
         return next(lowest, newest)
 
+    def overtaking(
+        self, budget: int, *, step: int, now: float
+    ) -> Iterator[tuple[Sequence, list[Sequence]]]:
+        """Who is to start before prompts that have begun, which would leave too little of the
+        `budget` of tokens, and before which; one after the other, for the caller to start.
+        """
+        prefills = self._running.prefills
+        if not (self._overtaking and len(prefills) and len(self._waiting)):
+            return
+        for sequence in self._waiting.in_turn(now=now):
+            self._waiting.refresh(sequence)
+            behind = self._behind(sequence)
+            left = budget - prefills.num_missing
+            if not behind or left >= sequence.num_missing or left + _missing(behind) <= 0:
+                return
+            if len(self._running) >= self._max_running:
+                return
+            if not prefills.should_follow(sequence, step=step):
+                yield sequence, behind
+
+    def _behind(self, sequence: Sequence) -> list[Sequence]:
+        """The prompts that have begun before which `sequence` may go."""
+        if self._overtaking is None:
+            return []
+        overtakes = self._overtaking.overtakes
+        return [other for other in self._running.prefills.sequences if overtakes(sequence, other)]
+
     def _preemptible(self) -> list[Sequence]:
         """All that run, but for those whose pages are just on their way in."""
         self._running.decodes.note_generated()
@@ -82,7 +110,8 @@ class Preemption:
         budget = self._max_batch_tokens - len(self._running.decodes) - prefills.num_missing
         room = _Room(self._max_running - len(self._running), self._cache.num_available)
         for sequence in self._waiting.in_turn(now=now):
-            if budget <= 0 or not (dispensable or room.num_slots):
+            tokens = budget + _missing(self._behind(sequence))
+            if tokens <= 0 or not (dispensable or room.num_slots):
                 break
             if prefills.should_follow(sequence, step=step):
                 continue
@@ -159,6 +188,11 @@ def least_needed(running: Running, preemption: Reviews | None, *, now: float) ->
     if preemption:
         return preemption.for_growth(now=now)
     return newest_of_lowest_priority(iter(running))
+
+
+def _missing(sequences: list[Sequence]) -> int:
+    """Tokens they have to compute."""
+    return sum(sequence.num_missing for sequence in sequences)
 
 
 @dataclass(slots=True)

@@ -33,6 +33,12 @@ class Prefills:
         self.num_missing += sequence.num_missing
         self.announce(sequence)
 
+    def move_before(self, sequence: Sequence, behind: list[Sequence]) -> None:
+        """Have `sequence`, the last, computed before the first of `behind`."""
+        assert self.sequences[-1] is sequence
+        del self.sequences[-1]
+        self.sequences.insert(min(map(self.sequences.index, behind)), sequence)
+
     def remove(self, sequence: Sequence) -> None:
         self.sequences.remove(sequence)
         self.num_missing -= sequence.num_missing

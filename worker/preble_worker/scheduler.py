@@ -5,7 +5,8 @@
        └────preempt───────┴──────────────────────┘
 
 One step has one budget of tokens. Decodes come first with one token each, then the chunks of
-prompts in the order in which they started, then new requests in the order of the policy.
+prompts in the order in which they started, then new requests in the order of the policy, which
+may let some go before prompts that have begun.
 
 A request takes the pages of its whole prompt when it starts, and one more whenever a decode fills
 its last. Only the latter can find no page left; then running requests are preempted, newest of the
@@ -36,7 +37,7 @@ from preble_worker.outbox import Outbox
 from preble_worker.outputs import NO_TOKENS, StepOutputs, TokenColumns
 from preble_worker.page_cache import PageCache
 from preble_worker.policies import make_policy
-from preble_worker.preemption import Reviews, least_needed, make_preemption
+from preble_worker.preemption import Preemption, Reviews, least_needed, make_preemption
 from preble_worker.prefills import Prefills
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, Stage
@@ -163,6 +164,8 @@ class LocalScheduler:
             self._make_room(self._preemption, now)
         self._grow_decodes(now)
         budget = self._prompt_tokens()
+        if isinstance(self._preemption, Preemption):
+            self._overtake(self._preemption, budget, now)
         for sequence in self._prefills.sequences:
             if budget:
                 budget -= self._prefills.take(sequence, budget)
@@ -265,6 +268,15 @@ class LocalScheduler:
         for sequence in preemption.review(step=self._batches.step, now=now):
             self._preempt(sequence, now)
             self._retry_at_step = 0
+
+    def _overtake(self, preemption: Preemption, budget: int, now: float) -> None:
+        """Start those whose prompts are computed before others that have begun."""
+        step = self._batches.step
+        for sequence, behind in preemption.overtaking(budget, step=step, now=now):
+            if not self._start(sequence, now):
+                return
+            if sequence.stage is Stage.PREFILL:
+                self._prefills.move_before(sequence, behind)
 
     def _look_again(self) -> None:
         """Who waits is not the same: what was found out about them is void."""

@@ -19,6 +19,7 @@ from preble_worker.policies.mlfq import Mlfq
 from preble_worker.policies.policy import (
     Candidate,
     LocalPolicy,
+    OvertakingPolicy,
     PolicyOptions,
     RunningPolicy,
     WaitEstimator,
@@ -44,6 +45,7 @@ __all__ = [
     "POLICY_NAMES",
     "Candidate",
     "LocalPolicy",
+    "OvertakingPolicy",
     "PolicyOptions",
     "RunningPolicy",
     "WaitEstimator",

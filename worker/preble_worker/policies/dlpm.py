@@ -9,6 +9,7 @@ SAVINGS ┬ who was not served of late, or is new     comes first, and is given 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import ceil
 
@@ -24,22 +25,39 @@ MAX_TENANTS = 10_000
 """More than that: those without live requests are forgotten."""
 
 
+@dataclass(slots=True)
+class Standing:
+    """What the books have of a request that was started.
+
+    Attributes:
+        num_generated: tokens of output it had when it was last charged.
+        forgiven: of what is missing of its prompt, what its tenant need not pay for.
+        refunded: what its tenant got back when it lost its place, and pays when it starts again.
+    """
+
+    num_generated: int
+    forgiven: float = 0.0
+    refunded: float | None = None
+
+
 class Dlpm:
     """Most cached tokens first among the requests of the tenants with the most quanta of credit.
 
     A tenant pays for the prompt tokens that have to be computed, when a request starts, and for its
-    output as it comes. Who is served beyond its credit owes the rest. Whenever a request starts
+    output as it comes; it gets back what is not computed when its place is taken, and does not pay
+    twice for what is. Who is served beyond its credit owes the rest. Whenever a request starts
     whose tenant has no credit, nobody who has some could: then all get as many quanta as it lacks,
     and save no more than `SAVINGS_TOKENS`. When none of those who wait was there before, nobody has
     lost anything by what others got: then the books begin anew with what runs.
 
     So who asks for less than its share has the most credit whenever it comes. Nor need it wait for
-    a place: it takes that of the newest decoding request of whom it has more than a quantum on.
+    a place: it takes that of the newest request of whom it has more than a quantum on. Its prompt
+    is computed before what is left of others' that have begun, as far as they have got more.
 
     Bounds: two tenants that always have requests waiting differ in service by at most a quantum,
     one largest request and what their running requests put out; who comes, or comes back, has at
     most `SAVINGS_TOKENS` on the others; nobody loses the last place to another. Who has the most
-    credit waits for the step under way and the rest of a prompt that has begun, which goes first.
+    credit waits for the step under way only.
     Within a tenant, who waited `age_escape_seconds` comes first, oldest first.
     """
 
@@ -61,8 +79,10 @@ class Dlpm:
         """What this order would cost is booked in a copy; the books change with `started`."""
         old = now - self._age_escape_seconds
         queues: dict[str, list[C]] = {}
-        for candidate in sorted(candidates, key=lambda c: _turn(c, old), reverse=True):
+        for candidate in sorted(candidates, key=lambda c: _turn(c, old)):
             queues.setdefault(candidate.tenant, []).append(candidate)
+        for queue in queues.values():
+            queue.reverse()
         credit = {tenant: self.credit(tenant) for tenant in queues}
         tenants = [(-_quanta(credit[t]), _turn(queue[-1], old), t) for t, queue in queues.items()]
         heapify(tenants)
@@ -75,12 +95,13 @@ class Dlpm:
             yield candidate
 
     def started(self, candidate: Candidate) -> None:
-        if candidate.standing is None:
-            candidate.standing = candidate.num_generated
         credit = self.credit(candidate.tenant)
         if credit <= 0.0:
             self._granted += QUANTUM_TOKENS * (1.0 - _quanta(credit))
         self._charge(candidate.tenant, prefill_charge(candidate))
+        if candidate.standing is None:
+            candidate.standing = Standing(candidate.num_generated)
+        candidate.standing.refunded = None
 
     def ended(self, candidate: Candidate, *, finished: bool) -> None:
         self._charge_output(candidate)
@@ -89,6 +110,8 @@ class Dlpm:
         """Charge for what was generated, or begin anew if all who wait have only just come."""
         for candidate in running:
             self._charge_output(candidate)
+        for candidate in waiting:
+            self._refund(candidate)
         if all(candidate.arrived_at > self._observed_at for candidate in waiting):
             self._begin_anew(running)
         elif len(self._spent) > MAX_TENANTS:
@@ -97,35 +120,55 @@ class Dlpm:
         self._observed_at = now
 
     def dispensable(self, running: Sequence[C], *, now: float) -> list[C]:
-        """Those that decode, but for the oldest of each tenant: what they computed stays in the
-        cache. Of the tenant with the least credit first, newest first."""
+        """All but the oldest of each tenant: what they computed stays in the cache. Of the tenant
+        with the least credit first, newest first."""
         kept: set[str] = set()
         spare: list[C] = []
         for candidate in sorted(running, key=lambda c: c.arrived_at):
-            if candidate.tenant in kept and not candidate.num_missing:
+            if candidate.tenant in kept:
                 spare.append(candidate)
             kept.add(candidate.tenant)
         return sorted(spare, key=lambda c: (_quanta(self.credit(c.tenant)), -c.arrived_at))
 
     def outranks(self, waiting: Candidate, running: Candidate, *, now: float) -> bool:
         """Who has more than a quantum more of credit."""
-        return _quanta(self.credit(waiting.tenant)) > _quanta(self.credit(running.tenant)) + 1
+        credit = self.credit(running.tenant) + _unearned(running)
+        return _quanta(self.credit(waiting.tenant)) > _quanta(credit) + 1
+
+    def overtakes(self, waiting: Candidate, running: Candidate) -> bool:
+        """Who has more credit, not counting what the other has paid for but not yet got."""
+        if waiting.tenant == running.tenant:
+            return False
+        credit = self.credit(running.tenant) + _unearned(running)
+        return self.credit(waiting.tenant) > credit
 
     def _begin_anew(self, running: Sequence[C]) -> None:
         """Only what runs is counted, and nobody left in debt for it."""
         charged: dict[str, float] = {}
         for candidate in running:
-            tokens = prefill_charge(candidate) + OUTPUT_WEIGHT * candidate.num_generated
-            charged[candidate.tenant] = charged.get(candidate.tenant, 0.0) + tokens
+            tokens = _own_tokens(candidate) + OUTPUT_WEIGHT * candidate.num_generated
+            before = charged.get(candidate.tenant, 0.0)
+            charged[candidate.tenant] = before + tokens
+            beyond = before + tokens - SAVINGS_TOKENS
+            if candidate.standing is not None:
+                candidate.standing.forgiven = min(max(beyond, 0.0), candidate.num_missing)
         savings = self._granted - SAVINGS_TOKENS
         self._spent = {t: savings + min(c, SAVINGS_TOKENS) for t, c in charged.items()}
 
+    def _refund(self, candidate: Candidate) -> None:
+        """It waits: if it ran before, its tenant does not pay for what it has not got."""
+        standing: Standing | None = candidate.standing
+        if standing is None or standing.refunded is not None:
+            return
+        standing.refunded = max(candidate.num_missing - standing.forgiven, 0.0)
+        standing.forgiven = 0.0
+        self._charge(candidate.tenant, -standing.refunded)
+
     def _charge_output(self, candidate: Candidate) -> None:
-        """`standing` is how many tokens of output it had when it was last charged, None before it
-        first ran."""
-        if candidate.standing is not None:
-            new = candidate.num_generated - candidate.standing
-            candidate.standing = candidate.num_generated
+        standing: Standing | None = candidate.standing
+        if standing is not None:
+            new = candidate.num_generated - standing.num_generated
+            standing.num_generated = candidate.num_generated
             self._charge(candidate.tenant, OUTPUT_WEIGHT * new)
 
     def _charge(self, tenant: str, tokens: float) -> None:
@@ -133,8 +176,23 @@ class Dlpm:
 
 
 def prefill_charge(candidate: Candidate) -> float:
-    """At least one: the last token of a prompt is always computed."""
+    """At least one: the last token of a prompt is always computed. Of one that lost its place,
+    what was refunded: what others made it compute again is not its debt."""
+    standing: Standing | None = candidate.standing
+    if standing is not None:
+        return standing.refunded or 0.0
+    return _own_tokens(candidate)
+
+
+def _own_tokens(candidate: Candidate) -> float:
+    """Of its prompt, those that no other had computed before."""
     return float(max(1, candidate.num_tokens - candidate.cached_tokens))
+
+
+def _unearned(candidate: Candidate) -> float:
+    """What its tenant paid for and has not got."""
+    standing: Standing | None = candidate.standing
+    return max(candidate.num_missing - standing.forgiven, 0.0) if standing else 0.0
 
 
 def _quanta(credit: float) -> int:

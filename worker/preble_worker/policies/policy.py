@@ -157,3 +157,14 @@ class WaitEstimator(Protocol):
     def estimated_wait(self, candidate: Candidate) -> float:
         """Seconds until it starts, or would if it were preempted, as of the last review."""
         ...
+
+
+@runtime_checkable
+class OvertakingPolicy(Protocol):
+    """What a policy has besides, under which prompts that have begun are not always first."""
+
+    def overtakes(self, waiting: Candidate, running: Candidate) -> bool:
+        """Whether the prompt of `waiting` is to be computed before what is left of that of
+        `running`. If it is of anybody, then it also comes first in `order`.
+        """
+        ...
