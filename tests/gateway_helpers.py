@@ -110,7 +110,12 @@ class FakeDispatcher:
             raise Overloaded("no time")
 
     def check_admission(
-        self, *, num_requests: int = 1, deadline_at: float | None = None, priority: int = 0
+        self,
+        *,
+        num_requests: int = 1,
+        deadline_at: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> None:
         self.asked_rooms.append(num_requests)
         self.asked_deadlines.append(deadline_at)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import inf
 
 from preble.cost import CostModel
@@ -170,12 +171,20 @@ def sharing(*, seconds: float, rate: float, seed: int = 0, **fields: object) -> 
     )
 
 
+def both(
+    *arrivals: Sequence[TraceRequest], **fields: object
+) -> tuple[list[TraceRequest], SimulationResult]:
+    """All of them in the order of their times, and what comes of them, on larger workers."""
+    ordered = sorted(chain(*arrivals), key=lambda request: request.at)
+    requests = [replace(r, index=index, line=index + 1) for index, r in enumerate(ordered)]
+    options = cluster(max_batch_tokens=2048, kv_cache_tokens=80_000, **fields)
+    return requests, simulate(requests, options)
+
+
 def _share(
     arrivals: Sequence[TraceRequest], seconds: float, fields: dict[str, object]
 ) -> tuple[float, float, int]:
-    ordered = sorted(arrivals, key=lambda request: request.at)
-    requests = [replace(r, index=index, line=index + 1) for index, r in enumerate(ordered)]
-    result = simulate(requests, cluster(max_batch_tokens=2048, kv_cache_tokens=80_000, **fields))
+    requests, result = both(arrivals, **fields)
     records = result.records
     waits = sorted(
         record.first_at - record.sent_at

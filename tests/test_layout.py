@@ -46,6 +46,7 @@ PURE = [
     "router/preble_router/liveness.py",
     "router/preble_router/pace.py",
     "router/preble_router/poison.py",
+    "router/preble_router/fair_queues.py",
     "router/preble_router/priority_queues.py",
     "router/preble_router/ramp_up.py",
     "router/preble_router/retry_budget.py",

@@ -1,6 +1,6 @@
 """Whether a request can be served in time, by what its worker's queue and its own work take.
 
-    first token   wait_seconds of the worker, and the request's own prefill
+    first token   what is before it of the worker's wait_seconds, and the request's own prefill
     end           that, and its predicted output in the steps there
 
 Both are corrected by how far such predictions were off lately. A request that states no time is
@@ -15,6 +15,7 @@ import numpy as np
 from preble.errors import Overloaded
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, Slots
+from preble_router.fair_queues import FairQueues
 from preble_router.policies.policy import Choice
 from preble_router.priority_queues import PriorityQueues
 from preble_router.worker_table import Column, WorkerTable
@@ -69,12 +70,12 @@ class Admission:
     Attributes:
         refusals: by what could not be met: the request's "deadline", the operator's limit to the
             "queue"; or "live_requests" and "router", which are counted by the dispatcher.
-        queues: what is booked, by priority.
+        queues: what is booked, by priority, and by tenant where workers share fairly.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shares_fairly: bool = False) -> None:
         self.refusals: Counter[str] = Counter()
-        self.queues = PriorityQueues()
+        self.queues = FairQueues() if shares_fairly else PriorityQueues()
         self._first = Correction()
         self._rest = Correction()
 
@@ -100,7 +101,14 @@ class Admission:
         return Choice(soonest, f"in time: elsewhere {late[choice.slot]:.2f} s late")
 
     def check_wait(
-        self, table: WorkerTable, slots: Slots, *, latest_at: float, priority: int, now: float
+        self,
+        table: WorkerTable,
+        slots: Slots,
+        *,
+        latest_at: float,
+        priority: int,
+        tenant: str,
+        now: float,
     ) -> None:
         """Whether a first token could come by `latest_at`, had its prompt no length: to be asked
         before work is spent on the prompt.
@@ -108,7 +116,8 @@ class Admission:
         Raises:
             Overloaded: it could not.
         """
-        waits = self.queues.wait_seconds(table, priority)[slots] * self._first.bound
+        waits = self.queues.wait_seconds(table, priority=priority, tenant=tenant)[slots]
+        waits *= self._first.bound
         waits[table.num_requests[slots] == 0.0] = 0.0
         late = now + float(waits.min(initial=np.inf)) - latest_at
         if len(slots) and late > 0.0:

@@ -17,7 +17,7 @@ class Booking:
     """One live attempt, and what it weighs on its worker.
 
     Attributes:
-        priority: of the request.
+        priority, tenant: of the request.
         prefill_tokens: uncached prompt tokens, queued until the first output token.
         cached_tokens: predicted at placement.
         path_end: tree node on which the attempt keeps its worker expected, None when it no
@@ -40,6 +40,7 @@ class Booking:
     expected_until: float
     path_end: ClusterNode | None
     priority: int = 0
+    tenant: str = ""
     first_token_seconds: float = 0.0
     seconds_per_output_token: float = 0.0
     started_at: float | None = None

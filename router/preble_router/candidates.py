@@ -68,6 +68,7 @@ class Candidates:
             request_id=request.request_id,
             attempt=request.attempt,
             priority=request.priority,
+            tenant=request.tenant,
             slot=slot,
             prompt_tokens=request.num_tokens,
             prefill_tokens=request.num_tokens - int(self.cached_tokens.item(slot)),

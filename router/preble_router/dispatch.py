@@ -196,7 +196,12 @@ class Dispatcher:
         return generation
 
     def check_admission(
-        self, *, num_requests: int = 1, deadline_at: float | None = None, priority: int = 0
+        self,
+        *,
+        num_requests: int = 1,
+        deadline_at: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> None:
         """Before work is spent on a prompt. Raises `Overloaded`, as `start` would for any such
         prompt, or for the last of `num_requests`."""
@@ -204,7 +209,9 @@ class Dispatcher:
         now = self._clock()
         times = (self.config.deadline(deadline_at, now=now), self.config.start_by(now=now))
         if known := [at for at in times if at is not None]:
-            self.scheduler.check_wait(latest_at=min(known), priority=priority, now=now)
+            self.scheduler.check_wait(
+                latest_at=min(known), priority=priority, tenant=tenant, now=now
+            )
 
     def check_turn(self) -> None:
         """First of all, for a request that has a limit of time: whether there is any to look at it.

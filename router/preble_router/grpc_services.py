@@ -144,7 +144,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         sampling = self._read_sampling(request)
         seconds = context.time_remaining()
         deadline_at = None if seconds is None else monotonic() + seconds
-        self._dispatcher.check_admission(deadline_at=deadline_at, priority=request.priority)
+        tenant = tenant_of(
+            self._config.api_keys,
+            authorization=str(dict(context.invocation_metadata()).get("authorization", "")),
+            namespace=request.namespace,
+        )
+        self._dispatcher.check_admission(
+            deadline_at=deadline_at, priority=request.priority, tenant=tenant
+        )
         tokens = await self._prompts.read(request, "prompt")
         context_tokens = self._dispatcher.context_tokens
         if context_tokens is None:
@@ -163,11 +170,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             namespace=request.namespace,
             priority=request.priority,
             deadline_at=deadline_at,
-            tenant=tenant_of(
-                self._config.api_keys,
-                authorization=str(dict(context.invocation_metadata()).get("authorization", "")),
-                namespace=request.namespace,
-            ),
+            tenant=tenant,
             embedding=await self._encoder.embed(tokens),
             **slos,
         )

@@ -29,9 +29,10 @@ class PriorityQueues:
         if not lane:
             del self._tokens[booking.priority]
 
-    def wait_seconds(self, table: WorkerTable, priority: int) -> Column:
-        """Until a prefill of `priority` placed now would start, per slot: the share of the whole
-        wait that is not behind it. What other routers have queued is taken to be the same mix."""
+    def wait_seconds(self, table: WorkerTable, *, priority: int, tenant: str = "") -> Column:
+        """Until a prefill of `priority` placed now would start, whoever the `tenant`, per slot: the
+        share of the whole wait that is not behind it. What other routers have queued is taken to be
+        the same mix."""
         for level in self._tokens:
             if level < priority:
                 break

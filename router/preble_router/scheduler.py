@@ -83,7 +83,7 @@ class GlobalScheduler:
         self.window_seconds = window_seconds
         self.expected_seconds = expected_seconds
         self.policy = policy
-        self.admission = Admission()
+        self.admission = Admission(shares_fairly=policy.shares_fairly)
         self._rng = rng
         self._record = record
         self._tree = ClusterTree(page_tokens, max_pages=max_tree_pages)
@@ -123,11 +123,13 @@ class GlobalScheduler:
             self._record(now, placement)
         return placement
 
-    def check_wait(self, *, latest_at: float, priority: int = 0, now: float) -> None:
+    def check_wait(
+        self, *, latest_at: float, priority: int = 0, tenant: str = "", now: float
+    ) -> None:
         """Whether some queue lets a first token come by `latest_at`; raises `Overloaded`."""
         slots = self._roster.open_slots
         self.admission.check_wait(
-            self._table, slots, latest_at=latest_at, priority=priority, now=now
+            self._table, slots, latest_at=latest_at, priority=priority, tenant=tenant, now=now
         )
 
     def explain(self, request: RouteRequest, *, now: float) -> Explanation:
@@ -162,7 +164,9 @@ class GlobalScheduler:
             missed_tokens=length - cached,
             held_tokens=held,
             length=length,
-            wait_seconds=self.admission.queues.wait_seconds(self._table, request.priority),
+            wait_seconds=self.admission.queues.wait_seconds(
+                self._table, priority=request.priority, tenant=request.tenant
+            ),
             table=self._table,
             match=match,
             predicted_output_tokens=self._output_length.predict(request),

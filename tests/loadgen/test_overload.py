@@ -4,7 +4,16 @@ All in virtual time, so the figures are the same on every machine.
 """
 
 import pytest
-from overload_helpers import TIMEOUT_SECONDS, arrivals, cluster, overload, sharing
+from overload_helpers import (
+    FLOOD_AT,
+    TIMEOUT_SECONDS,
+    arrivals,
+    both,
+    cluster,
+    overload,
+    sharing,
+    tenant_arrivals,
+)
 
 from preble_loadgen.goodput import goodput_of
 from preble_loadgen.report import RequestRecord
@@ -30,6 +39,31 @@ def test_a_steady_tenant_hardly_notices_a_greedy_one_from_when_it_comes() -> Non
     fair = sharing(policy="d2lpm", local_policy="dlpm", **scene)
     assert fair.slower <= 1.5
     assert fair.tokens_per_second >= 0.95 * unfair.tokens_per_second
+
+
+def steady_goodput(policy: str, local_policy: str) -> float:
+    """Of a tenant whose requests have a second, beside one that comes with ten times as many, from
+    then on."""
+    steady = tenant_arrivals("steady", 0.0, 5.0, 12.0, seed=0)
+    greedy = tenant_arrivals("greedy", FLOOD_AT, 5.0, 120.0, seed=1)
+    requests, result = both(
+        *(steady, greedy),
+        policy=policy,
+        local_policy=local_policy,
+        num_workers=2,
+        timeout_seconds=1.5,
+    )
+    own = [
+        record
+        for record in result.records
+        if requests[record.index].tenant == "steady" and record.sent_at >= FLOOD_AT
+    ]
+    return goodput_of(own).good_share
+
+
+def test_a_steady_tenant_with_deadlines_is_not_refused_for_a_greedy_one() -> None:
+    assert steady_goodput("d2lpm", "dlpm") >= 0.97
+    assert steady_goodput("longest_prefix", "lpm") < 0.8
 
 
 def test_nobody_is_refused_where_there_is_no_overload() -> None:

@@ -215,3 +215,54 @@ def test_priority_says_among_whom_it_goes_where_it_waits_least() -> None:
     third = scheduler.place(prompt("higher", num_tokens=320, priority=5), now=0.0)
     assert third.worker_id == low.worker_id
     scheduler.check()
+
+
+# Where workers share fairly
+
+
+def flood(policy: str, *, count: int = 200) -> GlobalScheduler:
+    """Two workers with so many requests of one tenant in their queues."""
+    scheduler = synced_scheduler(policy, ["w0", "w1"])
+    for i in range(count):
+        scheduler.place(prompt(f"a{i}", tenant="greedy"), now=0.0)
+    return scheduler
+
+
+def test_a_tenant_is_not_refused_for_the_backlog_of_another() -> None:
+    scheduler = flood("d2lpm")
+    scheduler.check_wait(latest_at=1.0, tenant="steady", now=0.0)
+    scheduler.place(prompt("b", tenant="steady", deadline_at=2.0), now=0.0)
+    with pytest.raises(Overloaded):
+        scheduler.check_wait(latest_at=1.0, tenant="greedy", now=0.0)
+    with pytest.raises(Overloaded):
+        scheduler.place(prompt("c", tenant="greedy", deadline_at=2.0), now=0.0)
+    scheduler.check()
+    unfair = flood("longest_prefix")
+    with pytest.raises(Overloaded):
+        unfair.check_wait(latest_at=1.0, tenant="steady", now=0.0)
+
+
+def test_of_others_as_much_is_before_a_request_as_of_its_own_tenant() -> None:
+    """So of two tenants each gets half as many in as one alone, of three fewer."""
+
+    def admitted(*others: str) -> int:
+        scheduler = synced_scheduler("d2lpm", ["w0"])
+        for tenant in others:
+            for i in range(200):
+                scheduler.place(prompt(f"{tenant}{i}", tenant=tenant), now=0.0)
+        count = last_admitted(scheduler, tenant="own", deadline_at=8.0)
+        scheduler.check()
+        return count
+
+    assert admitted("a") == pytest.approx(admitted() / 2, rel=0.2)
+    assert 0 < admitted("a", "b") < 0.75 * admitted("a")
+
+
+def test_a_higher_priority_is_before_all_tenants() -> None:
+    scheduler = synced_scheduler("d2lpm", ["w0"])
+    for i in range(60):
+        scheduler.place(prompt(f"a{i}", tenant="a", priority=1), now=0.0)
+    with pytest.raises(Overloaded):
+        scheduler.check_wait(latest_at=1.0, tenant="b", now=0.0)
+    scheduler.check_wait(latest_at=1.0, tenant="b", priority=1, now=0.0)
+    scheduler.check_wait(latest_at=1.0, tenant="a", priority=2, now=0.0)

@@ -73,6 +73,7 @@ class CompletionRoutes:
             num_requests=chat.common.num_choices,
             deadline_at=deadline_at,
             priority=chat.common.priority,
+            tenant=self._tenant(request, chat.common),
         )
         prompt = await self._prompts.encode_chat(
             chat.messages, template_variables=chat.template_variables
@@ -98,6 +99,7 @@ class CompletionRoutes:
             num_requests=len(completion.prompts) * completion.common.num_choices,
             deadline_at=deadline_at,
             priority=completion.common.priority,
+            tenant=self._tenant(request, completion.common),
         )
         prompts = [
             prompt if isinstance(prompt, bytes) else await self._prompts.encode(prompt)

@@ -38,10 +38,10 @@ class DoubleDeficit(RoutingPolicy):
     """
 
     name = "d2lpm"
+    shares_fairly = True
 
     def __init__(self) -> None:
         self.credit: OrderedDict[str, Column] = OrderedDict()
-        self._tenants: dict[str, str] = {}  # of live bookings, by request id
 
     def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
         credit = self._refilled(candidates)
@@ -82,10 +82,9 @@ class DoubleDeficit(RoutingPolicy):
             self.credit.popitem(last=False)
         credit[booking.slot] -= booking.prefill_tokens
         credit[booking.slot] -= OUTPUT_WEIGHT * booking.predicted_output_tokens
-        self._tenants[booking.request_id] = tenant
 
     def closed(self, booking: Booking, *, output_tokens: int | None, now: float) -> None:
-        credit = self.credit.get(self._tenants.pop(booking.request_id))
+        credit = self.credit.get(booking.tenant)
         if credit is not None:
             unused = booking.predicted_output_tokens - booking.output_tokens
             credit[booking.slot] += OUTPUT_WEIGHT * unused

@@ -25,9 +25,14 @@ class Choice(NamedTuple):
 
 
 class RoutingPolicy(ABC):
-    """Base of all policies. A slot is reused after its worker was lost and another joined."""
+    """Base of all policies. A slot is reused after its worker was lost and another joined.
+
+    Attributes:
+        shares_fairly: the workers behind it are taken to share fairly among tenants.
+    """
 
     name: ClassVar[str]
+    shares_fairly: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, candidates: Candidates, rng: random.Random) -> Choice:
