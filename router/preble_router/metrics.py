@@ -66,6 +66,11 @@ class Metrics:
             "Requests that are generating, streamed or not.",
             registry=self.registry,
         )
+        self._tasks = Gauge(
+            "preble_router_tasks",
+            "asyncio tasks: some for each live request, link and connection, and no more.",
+            registry=self.registry,
+        )
         self.ttft = SecondsHistogram(
             "preble_router_ttft_seconds",
             "From the arrival of a request to its first token.",
@@ -138,6 +143,7 @@ class Metrics:
             accept: the scraper's Accept header, which chooses between Prometheus' text formats.
         """
         encode, content_type = choose_encoder(accept)
+        self._tasks.set(len(asyncio.all_tasks()))
         # With many workers this takes a while, and the event loop has streams to serve.
         content = await asyncio.to_thread(encode, _Both(self.registry, status))
         return content, content_type

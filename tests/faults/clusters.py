@@ -122,6 +122,13 @@ class FaultyCluster(ClusterProcesses):
         """Open files and sockets of that process."""
         return len(list(Path(f"/proc/{self.processes[name].pid}/fd").iterdir()))
 
+    def num_tasks(self) -> int:
+        """asyncio tasks of the router; 0 of a peer's, which has none."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line.split()[1] for line in lines if line.startswith("preble_router_tasks ")]
+        return int(float(found[0]))
+
     def lost(self) -> list[str]:
         """Workers whose processes have ended by themselves."""
         return [name for name in self.names if self.processes[name].poll() is not None]
@@ -183,6 +190,9 @@ class PeerCluster(FaultyCluster):
         self._python = str(environment / "bin" / "python")
         self._metrics_port, *ports = free_ports(1 + len(self.names))
         self._ports = dict(zip(self.names, ports, strict=True))
+
+    def num_tasks(self) -> int:
+        return 0
 
     def start_router(self) -> None:
         urls = [f"http://127.0.0.1:{port}" for port in self._ports.values()]

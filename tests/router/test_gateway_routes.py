@@ -274,6 +274,7 @@ async def test_metrics_tell_what_happened():
     assert 'preble_router_tokens_total{kind="cached"} 16.0' in lines
     assert "preble_router_ttft_seconds_count 1.0" in lines
     assert "preble_router_live_requests 0.0" in lines
+    assert any(line.startswith("preble_router_tasks ") for line in lines)
     assert 'preble_router_placements_total{policy="preble",reason="exploit"} 7.0' in lines
     assert 'preble_router_workers{state="ready"} 1.0' in lines
     assert 'preble_router_worker_running_requests{worker="w0"} 3.0' in lines

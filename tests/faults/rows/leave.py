@@ -41,23 +41,27 @@ async def measure(trial: Trial) -> Outcome:
         load = Load(cluster.url)
         await load.closed_loop(Questions(seed=11_000).take(80), concurrency=CLIENTS)
         descriptors, pages = _descriptors(cluster), _pages_in_use(cluster)
+        tasks = cluster.num_tasks()
         for round_number in range(trial.pick(2, 8)):
             trial.say(f"round {round_number + 1}")
             for stream in (True, False):
                 questions = Questions(seed=11_001 + round_number, max_tokens=2000, stream=stream)
                 seconds[stream] += await _round(cluster, load, questions)
         await asyncio.sleep(SETTLE_SECONDS)
-        leaked = max(0, _descriptors(cluster) - descriptors)
-        leaked_pages = _pages_in_use(cluster) - pages
-        left = _live(cluster)
+        leaked = {
+            "descriptors": max(0, _descriptors(cluster) - descriptors),
+            "tasks": max(0, cluster.num_tasks() - tasks),
+            "pages": _pages_in_use(cluster) - pages,
+            "requests": _live(cluster),
+        }
         load.close()
     p99 = {stream: quantile(times, 0.99) for stream, times in seconds.items()}
     return Outcome(
-        p99[True] <= 0.100 and p99[False] <= 0.250 and not (leaked or leaked_pages or left),
+        p99[True] <= 0.100 and p99[False] <= 0.250 and not any(leaked.values()),
         f"aborted p99 {1000 * p99[True]:.0f} ms streaming, {1000 * p99[False]:.0f} ms not "
-        f"({len(seconds[True]) + len(seconds[False])} left); leaked {leaked} descriptors, "
-        f"{leaked_pages} pages, {left} requests",
-        ("leaked",) * bool(leaked or leaked_pages or left),
+        f"({len(seconds[True]) + len(seconds[False])} left); leaked "
+        + ", ".join(f"{number} {what}" for what, number in leaked.items()),
+        tuple(f"leaked {what}" for what, number in leaked.items() if number),
     )
 
 
@@ -110,6 +114,6 @@ def _descriptors(cluster: FaultyCluster) -> int:
 ROW = Row(
     name="leave",
     fault="20 of 40 clients leave (queued, prefill, decode; FIN, RST)",
-    to_reach="aborted p99 ≤ 100 ms streaming, ≤ 250 ms not; 0 leaked requests, pages, descriptors",
+    to_reach="aborted p99 ≤ 100 ms streaming, ≤ 250 ms not; 0 leaked tasks, pages, descriptors",
     measure=measure,
 )
