@@ -235,12 +235,24 @@ class Load:
 
     @asynccontextmanager
     async def going_on(
-        self, questions: Questions, *, concurrency: int, leave: bool = False
+        self,
+        questions: Questions,
+        *,
+        concurrency: int = 0,
+        rate: float = 0.0,
+        leave: bool = False,
     ) -> AsyncIterator[None]:
-        """Keeps as many in flight for as long as the body runs, then lets them end, or leaves."""
+        """Keeps as many in flight for as long as the body runs, then lets them end, or leaves.
+
+        With a `rate` it sends so many per second instead, however many are in flight.
+        """
         ended = False
         source = iter(lambda: None if ended else questions.make(), None)
-        asking = asyncio.create_task(self.closed_loop(source, concurrency=concurrency))
+        asking = asyncio.create_task(
+            self.open_loop(source, rate=rate, seed=0)
+            if rate
+            else self.closed_loop(source, concurrency=concurrency)
+        )
         try:
             yield
             if not leave:

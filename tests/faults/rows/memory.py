@@ -60,4 +60,5 @@ ROW = Row(
     fault="the busiest worker leaks until it gets no more memory",
     to_reach="0 failed by it; recovery ≤ 2 s",
     measure=measure,
+    no_peer="its engines' fronts live in the process that leaks",
 )

@@ -10,7 +10,9 @@ from faults.clusters import FaultyCluster
 from faults.load import Load, Questions
 from faults.trial import Outcome, Row, Trial, failures
 
-CONCURRENCY = 48
+RATE = 16.0
+"""Requests per second: were it what a closed loop reaches, memory would follow the machine's load,
+as the router remembers what came lately."""
 KILL_SECONDS = 60.0
 SAMPLE_SECONDS = 2.0
 WARM_UP = 0.3
@@ -25,7 +27,7 @@ async def measure(trial: Trial) -> Outcome:
     samples: list[tuple[float, float, float, float]] = []
     with trial.cluster(options=("--kv-cache-tokens", "40000")) as cluster:
         load = Load(cluster.url)
-        async with load.going_on(Questions(seed=12_000), concurrency=CONCURRENCY):
+        async with load.going_on(Questions(seed=12_000, max_tokens=60), rate=RATE):
             start = killed_at = time.perf_counter()
             while (now := time.perf_counter()) < start + 60.0 * minutes:
                 trial.say(f"{(now - start) / 60:.1f} of {minutes:g} min")
