@@ -105,7 +105,7 @@ class FakeDispatcher:
         self.live[request.request_id] = playing
         return generation
 
-    def check_turn(self) -> None:
+    def check_turn(self, timeout_seconds: float) -> None:
         if not self.has_time:
             raise Overloaded("no time")
 

@@ -59,6 +59,8 @@ TICK_SECONDS = 0.05
 TURN_SECONDS = 0.05
 """What requests with a limit of time may take of one turn of the event loop; the rest of those that
 came in it are refused unread."""
+TURN_SHARE = 0.01
+"""Of a longer limit of time, for whose sake a turn may take more: the request is not late by it."""
 
 
 class Dispatcher:
@@ -213,13 +215,17 @@ class Dispatcher:
                 latest_at=min(known), priority=priority, tenant=tenant, now=now
             )
 
-    def check_turn(self) -> None:
+    def check_turn(self, timeout_seconds: float = 0.0) -> None:
         """First of all, for a request that has a limit of time: whether there is any to look at it.
+
+        Args:
+            timeout_seconds: its limit, 0 where that is not known.
 
         Raises:
             Overloaded: others that came with it have taken the router's.
         """
-        if self._turn.seconds(now=self._clock()) > TURN_SECONDS:
+        most = max(TURN_SECONDS, TURN_SHARE * timeout_seconds)
+        if self._turn.seconds(now=self._clock()) > most:
             self.scheduler.admission.refusals["router"] += 1
             raise Overloaded("the router has more requests to look at than it can in time")
 

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from hmac import compare_digest
+from math import isfinite
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +36,8 @@ class Edge:
         paths: those that are served; all others are counted together.
         api_keys: empty lets everybody in.
         all_hurry: every generating request has a limit of time, not only those that state one.
-        check_turn: raises `Overloaded` where there is no time to look at one that has.
+        check_turn: given that limit in seconds, or 0, raises `Overloaded` where there is no time to
+            look at the request.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Edge:
         api_keys: Sequence[str],
         metrics: Metrics,
         all_hurry: bool,
-        check_turn: Callable[[], None],
+        check_turn: Callable[[float], None],
     ) -> None:
         self._app = app
         self._paths = frozenset(paths)
@@ -76,10 +78,9 @@ class Edge:
         try:
             _check_request_id(given_id)
             self._check_key(scope["path"], headers.get(b"authorization", b""))
-            if scope["path"] in GENERATING_PATHS and (
-                self._all_hurry or b"x-request-timeout" in headers
-            ):
-                self._check_turn()
+            timeout = headers.get(b"x-request-timeout")
+            if scope["path"] in GENERATING_PATHS and (self._all_hurry or timeout is not None):
+                self._check_turn(_seconds(timeout))
             await self._app(scope, receive, send_noting)
         except PrebleError as error:
             record.error = record.error or str(error)
@@ -125,6 +126,15 @@ class Edge:
         level = logging.DEBUG if record.route in _POLLED_PATHS else logging.INFO
         if _access_log.isEnabledFor(level):
             _access_log.log(level, record.line(now=now))
+
+
+def _seconds(timeout: bytes | None) -> float:
+    """0 where none is stated, or nothing sensible, which is refused when it is read."""
+    try:
+        seconds = float(timeout or 0)
+    except ValueError:
+        return 0.0
+    return seconds if isfinite(seconds) else 0.0
 
 
 def _check_request_id(given: str) -> None:
