@@ -10,7 +10,7 @@ from faults.clusters import FaultyCluster
 from faults.load import Load, Questions
 from faults.trial import Outcome, Row, Trial, failures
 
-RATE = 16.0
+RATE = 8.0
 """Requests per second: were it what a closed loop reaches, memory would follow the machine's load,
 as the router remembers what came lately."""
 KILL_SECONDS = 60.0
