@@ -56,11 +56,6 @@ _log = logging.getLogger(__name__)
 TAKEOVER_SECONDS = 5.0
 """How long a request that lost its worker waits for one that can take it over."""
 TICK_SECONDS = 0.05
-TURN_SECONDS = 0.05
-"""What requests with a limit of time may take of one turn of the event loop; the rest of those that
-came in it are refused unread."""
-TURN_SHARE = 0.01
-"""Of a longer limit of time, for whose sake a turn may take more: the request is not late by it."""
 
 
 class Dispatcher:
@@ -224,8 +219,7 @@ class Dispatcher:
         Raises:
             Overloaded: others that came with it have taken the router's.
         """
-        most = max(TURN_SECONDS, TURN_SHARE * timeout_seconds)
-        if self._turn.seconds(now=self._clock()) > most:
+        if self._turn.is_over(timeout_seconds, now=self._clock()):
             self.scheduler.admission.refusals["router"] += 1
             raise Overloaded("the router has more requests to look at than it can in time")
 

@@ -12,8 +12,8 @@ from routing_helpers import route, synced_scheduler, worker_spec
 from preble.errors import Overloaded
 from preble.events import CacheSnapshot
 from preble_router.admission import Correction
-from preble_router.dispatch import TURN_SECONDS
 from preble_router.journal import Journal, placements, replay
+from preble_router.loop_turn import TURN_SECONDS
 from preble_router.policies import make_policy
 from preble_router.scheduler import GlobalScheduler
 from preble_router.stimuli import (
