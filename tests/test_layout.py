@@ -74,7 +74,7 @@ PURE = [
     "worker/preble_worker/policies",
     "worker/preble_worker/preemption.py",
     "worker/preble_worker/swap_ahead.py",
-    "worker/preble_worker/hidden_plan.py",
+    "worker/preble_worker/mixed_plan.py",
     "loadgen/preble_loadgen/fit.py",
     "loadgen/preble_loadgen/steady.py",
     "loadgen/preble_loadgen/profile_plan.py",

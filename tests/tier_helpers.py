@@ -17,6 +17,7 @@ from preble_worker.cache_tiers import CacheTiers
 from preble_worker.copy_lane import CopyLane, make_lane
 from preble_worker.hidden_form import HiddenForm
 from preble_worker.host_pool import HostPool
+from preble_worker.int8_form import Int8Form
 from preble_worker.kv_form import KvForm
 from preble_worker.kv_pool import KVPool
 from preble_worker.model_runner import ModelRunner
@@ -27,6 +28,8 @@ from preble_worker.weights import Checkpoint
 
 PAGE_TOKENS = 16
 NUM_PAGES, HOST_PAGES = 96, 64
+
+EXACT_FORMS = (KvForm.HIDDEN, KvForm.FULL)
 
 MODELS: dict[str, Any] = {
     "llama-2": lambda: transformers.LlamaConfig(**(TINY | {"num_key_value_heads": 4})),
@@ -77,6 +80,7 @@ class Request:
     slot: int
     tokens: list[int]
     num_prompt: int
+    form: KvForm = KvForm.FULL
     compact_from: int = ALL_KV
     shared: int = 0
     computed: int = 0
@@ -97,11 +101,16 @@ class Stage:
     """An engine with its tiers, and the book of its pages.
 
     Whatever is freed is overwritten with garbage before the next step, so that nothing is read
-    that should have been copied.
+    that should have been copied; unless it is not `tidy`.
     """
 
     def __init__(
-        self, model: Recorder, *, int8: bool = False, lane: CopyLane | None = None
+        self,
+        model: Recorder,
+        *,
+        int8: bool = False,
+        lane: CopyLane | None = None,
+        tidy: bool = True,
     ) -> None:
         device = model.decoder._head.device
         self.pool = KVPool(
@@ -112,19 +121,22 @@ class Stage:
             device=device,
         )
         source = model.decoder.hidden_source
-        self.form = None if isinstance(source, str) else HiddenForm(self.pool, source)
+        hidden = None if isinstance(source, str) else HiddenForm(self.pool, source)
         lane = lane or make_lane(device, rate=0.0)
         host = HostPool(self.pool, lane, num_pages=HOST_PAGES, int8=int8)
+        tiers = CacheTiers(host, hidden, Int8Form(self.pool))
+        self.forms = tiers.forms
         self.runner = ModelRunner(
             model,
-            TorchAttention(self.pool, dtype=torch.float32, device=device, hidden=self.form),
+            TorchAttention(self.pool, dtype=torch.float32, device=device, forms=tiers.forms),
             page_tokens=PAGE_TOKENS,
             device=device,
-            tiers=CacheTiers(host, self.form),
+            tiers=tiers,
         )
         self.tables = SlotTables(16, 64)
         self._model = model
         self._int8 = int8
+        self._tidy = tidy
         self._free = list(range(NUM_PAGES))
         self._free_on_host = list(range(HOST_PAGES))
         self._moves: list[Move] = []
@@ -137,8 +149,13 @@ class Stage:
         self._freed = list(self._free)
         self._left: list[int] = []
 
+    @property
+    def free(self) -> list[int]:
+        """Pages that are nobody's, those that are taken first in front."""
+        return self._free
+
     def add(
-        self, prompt: list[int], *, hidden: bool = False, like: Request | None = None
+        self, prompt: list[int], *, form: KvForm = KvForm.FULL, like: Request | None = None
     ) -> Request:
         """A new request; with `like`, it shares that one's full KV pages of equal tokens."""
         request = Request(self._num_slots, list(prompt), len(prompt))
@@ -149,11 +166,14 @@ class Stage:
             request.shared = known
             request.computed = known * PAGE_TOKENS
             request.pages = like.pages[:known]
-        if hidden:
-            request.compact_from = request.computed
-        self.tables.forms[request.slot] = KvForm.HIDDEN if hidden else KvForm.FULL
-        self.tables.compact_from[request.slot] = request.compact_from
+        self._set_form(request, form, request.computed)
         return request
+
+    def _set_form(self, request: Request, form: KvForm, start: int) -> None:
+        request.form = form
+        request.compact_from = ALL_KV if form is KvForm.FULL else start
+        self.tables.forms[request.slot] = form
+        self.tables.compact_from[request.slot] = request.compact_from
 
     def offload(self, request: Request, *, before_step: bool) -> None:
         """Its private pages go to the host; the device's are anybody's from then on."""
@@ -177,25 +197,38 @@ class Stage:
 
     def upgrade(self, request: Request) -> None:
         """Its hidden tokens become keys and values."""
-        start, column = request.compact_from, request.compact_from // PAGE_TOKENS
-        old, num_tokens = request.pages[column:], request.computed - request.compact_from
-        request.compact_from = self.tables.compact_from[request.slot] = ALL_KV
+        self._convert(request, KvForm.FULL, request.compact_from)
+
+    def end(self, request: Request) -> None:
+        """Its private pages are anybody's, with what is in them."""
+        self._free[:0] = request.pages[request.shared :]
+        request.pages = []
+
+    def shrink(self, request: Request) -> None:
+        """What only it has is quantized."""
+        self._convert(request, KvForm.INT8, request.shared * PAGE_TOKENS)
+
+    def _convert(self, request: Request, form: KvForm, start: int) -> None:
+        before, column = request.form, start // PAGE_TOKENS
+        old, num_tokens = request.pages[column:], request.computed - start
+        self._set_form(request, form, start)
         if num_tokens <= 0:
             return
-        new = [self._free.pop() for _ in range(-(-num_tokens // PAGE_TOKENS))]
+        width = PAGE_TOKENS if form is KvForm.FULL else self.forms[form].page_tokens
+        new = [self._free.pop() for _ in range(-(-num_tokens // width))]
         request.pages[column:] = new
         self._conversions.append(
             Conversion(
                 slot=request.slot,
-                before=KvForm.HIDDEN,
-                after=KvForm.FULL,
+                before=before,
+                after=form,
                 start=start,
                 num_tokens=num_tokens,
                 old_pages=np.array(old, dtype=np.int32),
                 new_pages=np.array(new, dtype=np.int32),
             )
         )
-        # Moves come before upgrades, so nothing may be moved to these in this step.
+        # Moves come before conversions, so nothing may be moved to these in this step.
         self._left += old
 
     def step(self, *rows: tuple[Request, int]) -> None:
@@ -254,8 +287,8 @@ class Stage:
         kv = min(num_tokens, request.compact_from)
         num_pages = -(-kv // PAGE_TOKENS)
         if num_tokens > request.compact_from:
-            assert self.form is not None
-            num_pages += -(-(num_tokens - request.compact_from) // self.form.page_tokens)
+            width = self.forms[request.form].page_tokens
+            num_pages += -(-(num_tokens - request.compact_from) // width)
         while len(request.pages) < num_pages:
             request.pages.append(self._free.pop(0))
         self.tables.pages[request.slot, : len(request.pages)] = request.pages
@@ -281,10 +314,16 @@ class Stage:
     def _overwrite_freed(self) -> None:
         self._give_back(self._left)
         self._left = []
-        pages = [page for page in self._freed if page in self._free]
+        pages = [page for page in self._freed if page in self._free and self._tidy]
         index = torch.tensor(pages, dtype=torch.int64, device=self.pool.device)
         self.pool.write(index, self._garbage[: len(pages)])
         self._freed = []
+
+
+def with_the_tokens_of(expected: Request, request: Request) -> None:
+    """Whatever `request` has drawn, its input is that of `expected`, so that every step can be
+    compared."""
+    request.tokens = expected.tokens[: request.computed + 1]
 
 
 def reference(model: Recorder, prompt: list[int], num_tokens: int) -> Request:

@@ -66,6 +66,11 @@ class ProfileSettings(Settings):
         description="Measure as well how much slower steps are whose requests are in the hidden "
         "form (`--kv-tiers hidden`), by which `adaptive` chooses it.",
     )
+    int8_form: Annotated[bool, Flag(names=("--int8-form",), panel=ENGINE)] = Field(
+        False,
+        description="The same of requests that the device keeps in 8 bits (`--kv-tiers "
+        "int8-resident`); unmeasured, a quarter of what reading keys and values takes counts.",
+    )
     cost_model: Annotated[Path | None, Flag(metavar="FILE", panel=ENGINE, default="derived")] = (
         Field(None, description="Cost model of `--engine simulated`: a file, or a known name.")
     )

@@ -14,9 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from preble.cost import CostModel
+from preble_worker.kv_form import KvForm
 
 WORST_ERROR_MAX = 0.15
 """Of a fit that may be used: relative, over the steps held out."""
+
+MEASURED_MIN = 1e-12
+"""Seconds per token of a form that costs nothing; 0 would say that nobody measured it."""
 
 HELD_OUT_EVERY = 4
 EVEN_ROUNDS = 30
@@ -33,8 +37,8 @@ class MeasuredStep:
 
     Attributes:
         kind: for people, such as "decode".
-        prefill_tokens, attention, decodes, context_tokens, hidden_tokens, products: P, A, D, K, H
-            and N of the cost model.
+        prefill_tokens, attention, decodes, context_tokens, hidden_tokens, int8_tokens, products:
+            P, A, D, K, H, Q and N of the cost model.
     """
 
     kind: str
@@ -45,6 +49,7 @@ class MeasuredStep:
     seconds: float
     products: float = 0.0
     hidden_tokens: float = 0.0
+    int8_tokens: float = 0.0
 
     def predicted(self, cost: CostModel) -> float:
         """Seconds according to `cost`."""
@@ -55,6 +60,7 @@ class MeasuredStep:
             context_tokens=self.context_tokens,
             products=self.products,
             hidden_tokens=self.hidden_tokens,
+            int8_tokens=self.int8_tokens,
         )
 
     def error(self, cost: CostModel) -> float:
@@ -115,25 +121,38 @@ def fit_both(steps: Sequence[MeasuredStep], *, name: str, source: str) -> tuple[
     return better, other
 
 
-def with_hidden_form(cost: CostModel, steps: Sequence[MeasuredStep]) -> CostModel:
-    """`cost` with the c5 that one of `steps`, all in the hidden form, says and that suits all best.
+def with_compact_form(cost: CostModel, steps: Sequence[MeasuredStep], form: KvForm) -> CostModel:
+    """`cost` with the c5 or c7 that one of `steps`, all in `form`, says and that suits all best.
 
     Below the roof the form does not show, so that a step there says too little.
     """
-    found = [_hidden_seconds(cost, step) / step.hidden_tokens for step in steps]
-    models = [replace(cost, per_hidden_token=seconds) for seconds in found]
+    found = [
+        _compact_seconds(cost, step) / (step.hidden_tokens + step.int8_tokens) for step in steps
+    ]
+    models = [_with_seconds(cost, form, max(seconds, MEASURED_MIN)) for seconds in found]
     return min(models, key=lambda model: _squared_error(model, steps), default=cost)
 
 
-def _hidden_seconds(cost: CostModel, step: MeasuredStep) -> float:
-    """What the hidden form must have taken, if `cost` is right in all else."""
-    plain = replace(cost, per_hidden_token=0.0)
-    missing = step.seconds - step.predicted(plain)
+def _with_seconds(cost: CostModel, form: KvForm, seconds: float) -> CostModel:
+    if form is KvForm.HIDDEN:
+        return replace(cost, per_hidden_token=seconds)
+    return replace(cost, per_int8_token=seconds)
+
+
+def in_full_form(step: MeasuredStep) -> MeasuredStep:
+    """The same step, had its requests no compact form."""
+    return replace(step, hidden_tokens=0.0, int8_tokens=0.0)
+
+
+def _compact_seconds(cost: CostModel, step: MeasuredStep) -> float:
+    """What the compact form must have taken, if `cost` is right in all else."""
+    plain = in_full_form(step)
+    missing = step.seconds - plain.predicted(cost)
     if missing <= 0.0:
         return 0.0
     if cost.roofline:  # What is computed below the roof does not show.
-        computing = replace(plain, weight_read=0.0, per_context_token=0.0)
-        missing += step.predicted(plain) - step.predicted(computing)
+        computing = replace(cost, weight_read=0.0, per_context_token=0.0)
+        missing += plain.predicted(cost) - plain.predicted(computing)
     return missing
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from preble_worker.config import SchedulerConfig
+from preble_worker.kv_form import KvForm
 
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 CACHED = (0, 256, 1024, 2048, 4096, 7168)
 PROMPTS = (2, 4, 8)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (32, 128, 512, 1024, 2048, 4096)
-HIDDEN_BATCHES = (1, 4, 16)
+COMPACT_BATCHES = (1, 4, 16)
 
 KV_SHARE = 0.8
 """Of the KV cache that a step may fill, so that no request is preempted while it is prepared."""
@@ -24,17 +25,17 @@ class StepShape:
     Attributes:
         prefills: new and cached tokens of each prompt.
         decodes: context of each decoding request.
-        is_hidden: those contexts are in the hidden form.
+        form: of those contexts.
     """
 
     prefills: tuple[tuple[int, int], ...] = ()
     decodes: tuple[int, ...] = ()
-    is_hidden: bool = False
+    form: KvForm = KvForm.FULL
 
     @property
     def kind(self) -> str:
         if not self.prefills:
-            return "hidden" if self.is_hidden else "decode"
+            return "decode" if self.form is KvForm.FULL else self.form.name.lower()
         return "mixed" if self.decodes else "prefill"
 
     @property
@@ -50,13 +51,13 @@ def plan_steps(config: SchedulerConfig, *, quick: bool = False) -> list[StepShap
     return fitting[::3] if quick else fitting
 
 
-def plan_hidden_steps(config: SchedulerConfig) -> list[StepShape]:
-    """Decodes in the hidden form; none where the engine does not have it."""
-    if not config.tiers.hidden_page_tokens:
+def plan_compact_steps(config: SchedulerConfig, form: KvForm) -> list[StepShape]:
+    """Decodes in a compact form; none where the engine does not have it."""
+    if form not in config.tiers.page_tokens_of:
         return []
     shapes = [
-        StepShape(decodes=_spread(num, context), is_hidden=True)
-        for num, context in product(HIDDEN_BATCHES, CONTEXTS)
+        StepShape(decodes=_spread(num, context), form=form)
+        for num, context in product(COMPACT_BATCHES, CONTEXTS)
     ]
     return [shape for shape in shapes if _fits(shape, config)]
 

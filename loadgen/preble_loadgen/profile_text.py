@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from preble.cost import CostModel
-from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep
+from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, in_full_form
+from preble_worker.kv_form import KvForm
 
 UNITS = {
     "fixed": "s per step",
@@ -15,6 +15,7 @@ UNITS = {
     "per_decode": "s per decode",
     "per_context_token": "s per context token of the decodes",
     "per_hidden_token": "s per context token in the hidden form",
+    "per_int8_token": "s per context token in int8",
     "per_product": "s per attention product beyond the step's first",
 }
 
@@ -33,12 +34,15 @@ def compare(fits: Sequence[Fit]) -> str:
     return "\n".join(lines)
 
 
-def describe_hidden(cost: CostModel, steps: Sequence[MeasuredStep]) -> str:
-    """What the hidden form costs, and how well the model says so."""
-    slower = [step.seconds / replace(step, hidden_tokens=0.0).predicted(cost) for step in steps]
+def describe_compact(cost: CostModel, steps: Sequence[MeasuredStep], form: KvForm) -> str:
+    """What the form costs, and how well the model says so."""
+    slower = [step.seconds / in_full_form(step).predicted(cost) for step in steps]
     errors = [abs(step.error(cost)) for step in steps]
+    name, seconds = "int8", cost.per_int8_token
+    if form is KvForm.HIDDEN:
+        name, seconds = "hidden form", cost.per_hidden_token
     return (
-        f"  hidden form: {cost.per_hidden_token:.4g} s per context token and step; a decode step "
+        f"  {name}: {seconds:.4g} s per context token and step; a decode step "
         f"takes {min(slower):.2f} to {max(slower):.2f} times as long; mean error of "
         f"{len(steps)} steps {sum(errors) / len(errors):.1%}, worst {max(errors):.1%}"
     )

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from preble.errors import ConfigError, PrebleError
-from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both, with_hidden_form
-from preble_loadgen.profile_plan import StepShape, plan_hidden_steps, plan_steps
-from preble_loadgen.profile_text import compare, describe, describe_hidden
+from preble_loadgen.fit import WORST_ERROR_MAX, Fit, MeasuredStep, fit_both, with_compact_form
+from preble_loadgen.profile_plan import StepShape, plan_compact_steps, plan_steps
+from preble_loadgen.profile_text import compare, describe, describe_compact
 from preble_loadgen.steady import steady_seconds
 from preble_loadgen.step_bench import StepBench
 from preble_worker.config import WorkerConfig
 from preble_worker.engines import load_engine
+from preble_worker.kv_form import KvForm
 
 NUM_WARM = 2
 NUM_TIMED = 5
@@ -64,15 +65,21 @@ def run_profile(options: ProfileOptions) -> int:
         )
     bench = StepBench(loaded, clock=thread_time if options.cpu_time else perf_counter)
     steps = measure(bench, shapes, rounds=options.rounds)
-    hidden_shapes = plan_hidden_steps(loaded.scheduler)
-    hidden = measure(bench, hidden_shapes, rounds=options.rounds) if hidden_shapes else []
+    compact = {
+        form: measure(bench, planned, rounds=options.rounds)
+        for form in KvForm
+        if (planned := plan_compact_steps(loaded.scheduler, form))
+    }
     name = f"{options.worker.model} on {_device(options.worker)}"
     fits = fit_both(steps, name=name, source=_source(options, len(steps)))
     console.print(compare(fits), highlight=False, soft_wrap=True)
-    fit = replace(fits[0], cost=with_hidden_form(fits[0].cost, hidden))
+    cost = fits[0].cost
+    for form, measured in compact.items():
+        cost = with_compact_form(cost, measured, form)
+    fit = replace(fits[0], cost=cost)
     console.print(describe(fit), highlight=False, soft_wrap=True)
-    if hidden:
-        console.print(describe_hidden(fit.cost, hidden), highlight=False, soft_wrap=True)
+    for form, measured in compact.items():
+        console.print(describe_compact(cost, measured, form), highlight=False, soft_wrap=True)
     _plot(fit, options.plot)
     console.print(f"residuals: {options.plot}", soft_wrap=True)
     write(fit, options)

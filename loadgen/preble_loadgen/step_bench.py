@@ -17,6 +17,7 @@ from preble.types import SamplingParams, WorkerRequest
 from preble_loadgen.fit import MeasuredStep
 from preble_loadgen.profile_plan import StepShape
 from preble_worker.batch import ALL_KV, Batch, num_extra_products
+from preble_worker.kv_form import KvForm
 from preble_worker.loaded import LoadedEngine
 from preble_worker.scheduler import LocalScheduler
 
@@ -58,7 +59,7 @@ class StepBench:
         begun_at = self._clock()
         batch = scheduler.schedule(now=0.0)
         assert batch is not None
-        with _in_form(batch, is_hidden=shape.is_hidden) as computed:
+        with _in_form(batch, shape.form) as computed:
             tokens = self._engine.run(computed)
         scheduler.complete(batch, tokens, now=0.0)
         seconds = self._clock() - begun_at
@@ -72,6 +73,7 @@ class StepBench:
             seconds=seconds,
             products=num_extra_products(batch),
             hidden_tokens=computed.hidden_tokens,
+            int8_tokens=computed.int8_tokens,
         )
 
     def _pretend(self, scheduler: LocalScheduler) -> None:
@@ -117,31 +119,31 @@ def _is_of(batch: Batch, shape: StepShape) -> bool:
 
 
 @contextmanager
-def _in_form(batch: Batch, *, is_hidden: bool) -> Iterator[Batch]:
-    """`batch`, its decodes' contexts in the hidden form if so wished.
+def _in_form(batch: Batch, form: KvForm) -> Iterator[Batch]:
+    """`batch`, its decodes' contexts in `form`.
 
     The scheduler, which would choose that for reasons of its own, knows nothing of it: the pages
-    that it gave for keys and values have room for as many tokens in the hidden form and more.
+    that it gave for keys and values have room for as many tokens in a compact form and more.
     """
-    if not is_hidden:
+    if form is KvForm.FULL:
         yield batch
         return
-    compact_from = batch.tables.compact_from
-    compact_from[batch.slots] = 0
-    yield replace(
-        batch,
-        hidden_tokens=int(batch.starts[: batch.num_decodes].sum()),
-        num_hidden_decodes=batch.num_decodes,
-    )
-    compact_from[batch.slots] = ALL_KV
+    tables, tokens = batch.tables, int(batch.starts[: batch.num_decodes].sum())
+    tables.compact_from[batch.slots], tables.forms[batch.slots] = 0, form
+    if form is KvForm.HIDDEN:
+        yield replace(batch, hidden_tokens=tokens, num_hidden_decodes=batch.num_decodes)
+    else:
+        yield replace(batch, int8_tokens=tokens, num_int8_decodes=batch.num_decodes)
+    tables.compact_from[batch.slots], tables.forms[batch.slots] = ALL_KV, KvForm.FULL
 
 
 def _typical(steps: Sequence[MeasuredStep]) -> MeasuredStep:
-    """Decodes grow by a token per step, so K, H and N are those of the mean step."""
+    """Decodes grow by a token per step, so K, H, Q and N are those of the mean step."""
     return replace(
         steps[0],
         products=statistics.fmean(step.products for step in steps),
         context_tokens=statistics.fmean(step.context_tokens for step in steps),
         hidden_tokens=statistics.fmean(step.hidden_tokens for step in steps),
+        int8_tokens=statistics.fmean(step.int8_tokens for step in steps),
         seconds=statistics.median(step.seconds for step in steps),
     )

@@ -17,12 +17,21 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tier_helpers import Recorder, Request, Stage, load_recorder, reference, some_tokens
+from tier_helpers import (
+    Recorder,
+    Request,
+    Stage,
+    load_recorder,
+    reference,
+    some_tokens,
+    with_the_tokens_of,
+)
 from torch_helpers import TINY, greedy, load, save_model, serve
 
 from preble_worker.batch import Direction, Move
 from preble_worker.copy_lane import make_lane
 from preble_worker.host_pool import HostPool
+from preble_worker.kv_form import KvForm
 from preble_worker.kv_pool import KVPool
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 12, 80, 24
@@ -42,20 +51,33 @@ def line(what: str, value: str, beside: str = "") -> None:
 
 
 def int8_losses(model: Recorder) -> None:
-    """Each request leaves in 8 bits after its prompt and comes back, once."""
+    """Each request's prompt leaves in 8 bits and comes back, once; or it has int8 all the time."""
+    losses("int8, to the host and back", model, leave_and_come_back)
+    losses("int8, resident", model, lambda stage, seed: stay(stage, seed, KvForm.INT8))
+
+
+def leave_and_come_back(stage: Stage, seed: int) -> Request:
+    request = stay(stage, seed, KvForm.FULL)
+    stage.offload(request, before_step=True)
+    stage.move_only()
+    stage.upload(request, before_step=True)
+    return request
+
+
+def stay(stage: Stage, seed: int, form: KvForm) -> Request:
+    request = stage.add(some_tokens(seed, PROMPT_TOKENS), form=form)
+    stage.step((request, PROMPT_TOKENS))
+    return request
+
+
+def losses(name: str, model: Recorder, begin: Callable[[Stage, int], Request]) -> None:
     errors, largest, first_same, all_same = [], [], 0, 0
     for seed in range(PROMPTS):
-        prompt = some_tokens(seed, PROMPT_TOKENS)
-        expected = reference(model, prompt, NEW_TOKENS)
+        expected = reference(model, some_tokens(seed, PROMPT_TOKENS), NEW_TOKENS)
         stage = Stage(model, int8=True)
-        request = stage.add(prompt)
-        stage.step((request, PROMPT_TOKENS))
-        stage.offload(request, before_step=True)
-        stage.move_only()
-        stage.upload(request, before_step=True)
-        # The same inputs whatever int8 would have said, so that every step can be compared.
+        request = begin(stage, seed)
         while len(request.logits) < NEW_TOKENS:
-            request.tokens = expected.tokens[: request.computed + 1]
+            with_the_tokens_of(expected, request)
             stage.step((request, 1))
         ours, theirs = torch.stack(request.logits[1:]), torch.stack(expected.logits[1:NEW_TOKENS])
         errors.append(float((ours - theirs).abs().max()))
@@ -64,9 +86,9 @@ def int8_losses(model: Recorder) -> None:
         first_same += int(same[0])
         all_same += int(same.sum())
     steps = PROMPTS * (NEW_TOKENS - 1)
-    line("int8: greedy tokens equal, step by step", f"{all_same / steps:.1%}", f"of {steps}")
-    line("int8: first token after coming back equal", f"{first_same / PROMPTS:.1%}")
-    line("int8: largest logit error", f"{max(errors):.4f}", f"largest logit {max(largest):.1f}")
+    line(f"{name}: greedy tokens equal", f"{all_same / steps:.1%}", f"of {steps} steps")
+    line(f"{name}: second token equal", f"{first_same / PROMPTS:.1%}", f"of {PROMPTS} prompts")
+    line(f"{name}: largest error", f"{max(errors):.4f}", f"largest logit {max(largest):.1f}")
 
 
 def copy_rates(model: Recorder) -> None:
@@ -101,17 +123,21 @@ def copy_rates(model: Recorder) -> None:
 def step_times(model: Recorder) -> None:
     """Eight decodes at contexts of about 128, all in one form."""
     runs = []
-    for hidden in (False, True):
+    for form in KvForm:
         stage = Stage(model)
-        requests = [stage.add(some_tokens(seed, 96), hidden=hidden) for seed in range(8)]
+        requests = [stage.add(some_tokens(seed, 96), form=form) for seed in range(8)]
         stage.step(*((r, 96) for r in requests))
         runs.append(lambda s=stage, rs=requests: many_steps(s, rs))
-    kv, hidden_form = (seconds / 8 for seconds in median_seconds(runs))
+    kv, hidden, int8 = (seconds / 8 for seconds in median_seconds(runs))
     tokens = 8 * (96 + 8 * (ROUNDS + 1) // 2)
     line("decode step of 8, KV", f"{kv * 1e3:.2f} ms", "copies of gathered keys not kept")
-    line("decode step of 8, hidden form", f"{hidden_form * 1e3:.2f} ms", f"{hidden_form / kv:.2f}x")
-    rho = (hidden_form - kv) / tokens
-    line("hidden form: slowdown per token and step", f"{rho * 1e6:.2f} us", "per_hidden_token")
+    for name, seconds, field in (
+        ("hidden form", hidden, "per_hidden_token"),
+        ("int8", int8, "per_int8_token"),
+    ):
+        line(f"decode step of 8, {name}", f"{seconds * 1e3:.2f} ms", f"{seconds / kv:.2f}x")
+        rho = (seconds - kv) / tokens
+        line(f"{name}: slowdown per token and step", f"{rho * 1e6:.2f} us", field)
 
 
 def many_steps(stage: Stage, requests: list[Request]) -> None:

@@ -113,20 +113,22 @@ def test_a_roofline_engine_gets_a_roofline(profile: Profile, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("roofline", [False, True])
-def test_the_hidden_form_is_measured_where_it_is_asked_for(
+def test_compact_forms_are_measured_where_they_are_asked_for(
     profile: Profile, tmp_path: Path, roofline: bool
 ) -> None:
-    hidden = replace(TRUTH, per_hidden_token=4e-6)
+    truth = replace(TRUTH, per_hidden_token=4e-6, per_int8_token=5e-6)
     if roofline:
-        hidden = replace(hidden, roofline=True, weight_read=5e-3, per_context_token=2e-6)
+        truth = replace(truth, roofline=True, weight_read=5e-3, per_context_token=2e-6)
     out = tmp_path / "fitted.json"
     words = ("--out", str(out), "--cost-model", "opt-13b-a100-40gb")
-    assert profile(*words, "--quick", truth=hidden).status == 0
-    assert load_cost_model(out).per_hidden_token == 0.0
-    outcome = profile(*words, "--hidden-form", truth=hidden, noise=0.02)
+    assert profile(*words, "--quick", truth=truth).status == 0
+    assert load_cost_model(out).per_hidden_token == load_cost_model(out).per_int8_token == 0.0
+    outcome = profile(*words, "--hidden-form", "--int8-form", truth=truth, noise=0.02)
     assert outcome.status == 0, outcome.err
     assert load_cost_model(out).per_hidden_token == pytest.approx(4e-6, rel=0.1)
+    assert load_cost_model(out).per_int8_token == pytest.approx(5e-6, rel=0.1)
     assert "hidden form: " in outcome.out and "times as long" in outcome.out
+    assert "int8: " in outcome.out
 
 
 def test_a_model_without_hidden_form_says_so(profile: Profile, tmp_path: Path) -> None:

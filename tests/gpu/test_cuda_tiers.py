@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tier_helpers import (
+    EXACT_FORMS,
     MODELS,
     Recorder,
     Stage,
@@ -17,6 +18,7 @@ from tier_helpers import (
 from torch_helpers import save_model
 
 from preble_worker.copy_lane import CudaLane, make_lane
+from preble_worker.kv_form import KvForm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +46,10 @@ def test_swapped_at_every_step_number(model: Recorder, hidden: bool, before_step
     expected = reference(model, prompt, NEW_TOKENS), reference(model, other, 3 * NEW_TOKENS)
     for at in range(1, NEW_TOKENS):
         stage = Stage(model)
-        request, beside = stage.add(prompt, hidden=hidden), stage.add(other, hidden=not hidden)
+        request, beside = (
+            stage.add(prompt, form=EXACT_FORMS[not hidden]),
+            stage.add(other, form=EXACT_FORMS[hidden]),
+        )
         stage.step((beside, beside.missing), (request, request.missing))
         while len(request.output) < NEW_TOKENS:
             if len(request.output) == at:
@@ -63,7 +68,7 @@ def test_upgrade(model: Recorder) -> None:
     prompt = some_tokens(5, 45)
     expected = reference(model, prompt, NEW_TOKENS)
     stage = Stage(model)
-    request = stage.add(prompt, hidden=True)
+    request = stage.add(prompt, form=KvForm.HIDDEN)
     stage.step((request, 20))
     stage.step((request, 25))
     while len(request.output) < NEW_TOKENS:

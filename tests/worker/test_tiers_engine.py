@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tier_helpers import (
+    EXACT_FORMS,
     MODELS,
     PAGE_TOKENS,
     Recorder,
@@ -17,6 +18,8 @@ from tier_helpers import (
     some_tokens,
 )
 from torch_helpers import save_model
+
+from preble_worker.kv_form import KvForm
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 12
@@ -39,7 +42,7 @@ def test_hidden_beside_kv(model: Recorder) -> None:
     """Mixed batches: chunks and decodes of both forms, in every pairing."""
     prompts = [some_tokens(seed, num) for seed, num in enumerate((40, 17, 33, 64, 5))]
     stage = Stage(model)
-    requests = [stage.add(prompt, hidden=i % 2 == 0) for i, prompt in enumerate(prompts)]
+    requests = [stage.add(prompt, form=EXACT_FORMS[i % 2]) for i, prompt in enumerate(prompts)]
     arrived: list[Request] = []
     for request in requests:
         for chunk in (3, 16, len(request.tokens)):
@@ -59,7 +62,7 @@ def test_hidden_behind_a_shared_prefix(model: Recorder) -> None:
     stage = Stage(model)
     first = stage.add([*prefix, 7])
     stage.step((first, first.missing))
-    requests = [stage.add(p, hidden=i < 3, like=first) for i, p in enumerate(prompts)]
+    requests = [stage.add(p, form=EXACT_FORMS[i >= 3], like=first) for i, p in enumerate(prompts)]
     assert all(r.compact_from == len(prefix) for r in requests[:3])
     for _ in range(NEW_TOKENS):
         stage.step(*((r, r.missing) for r in requests))
@@ -74,8 +77,8 @@ def test_swapped_at_every_step_number(model: Recorder, hidden: bool) -> None:
     expected = reference(model, prompt, NEW_TOKENS), reference(model, other, 3 * NEW_TOKENS)
     for at in range(NEW_TOKENS):
         stage = Stage(model)
-        request = stage.add(prompt, hidden=hidden)
-        beside = stage.add(other, hidden=not hidden)
+        request = stage.add(prompt, form=EXACT_FORMS[not hidden])
+        beside = stage.add(other, form=EXACT_FORMS[hidden])
         stage.step((beside, beside.missing))
         for number in range(NEW_TOKENS + 4):
             if number == at:
@@ -99,8 +102,8 @@ def test_upgrade(model: Recorder) -> None:
     expected = reference(model, prompt, NEW_TOKENS)
     for at in range(0, NEW_TOKENS, 2):
         stage = Stage(model)
-        request = stage.add(prompt, hidden=True)
-        beside = stage.add(prompt[:30], hidden=True)
+        request = stage.add(prompt, form=KvForm.HIDDEN)
+        beside = stage.add(prompt[:30], form=KvForm.HIDDEN)
         stage.step((beside, 30), (request, 20))
         while len(request.output) < NEW_TOKENS:
             if len(request.logits) == at:
@@ -112,7 +115,7 @@ def test_upgrade(model: Recorder) -> None:
 def test_moves_alone_and_in_their_order(model: Recorder) -> None:
     """Out and in within one batch, through host pages that were just left."""
     stage = Stage(model)
-    requests = [stage.add(some_tokens(seed, 40), hidden=seed == 1) for seed in range(3)]
+    requests = [stage.add(some_tokens(seed, 40), form=EXACT_FORMS[seed != 1]) for seed in range(3)]
     stage.step(*((r, 40) for r in requests))
     for _ in range(5):
         for request in requests:
@@ -138,7 +141,7 @@ def test_whatever_happens(model: Recorder, seed: int) -> None:
     first = stage.add([*prefix, 9])
     stage.step((first, first.missing))
     requests = [
-        stage.add(prompt, hidden=rng.random() < 0.5, like=rng.choice([None, first]))
+        stage.add(prompt, form=EXACT_FORMS[rng.random() < 0.5], like=rng.choice([None, first]))
         for prompt in prompts
     ]
     fresh: set[Request] = set()

@@ -38,23 +38,23 @@ NEW_TOKENS = 32
 @dataclass
 class Counting:
     """An engine that counts the pages moved each way, the tokens computed, and the steps with rows
-    in the hidden form, with rows in both forms, and with rows that leave it."""
+    in a compact form, with rows in several forms, and the rows that change theirs."""
 
     engine: Engine
     pages: Counter[Direction] = field(default_factory=Counter)
     tokens: int = 0
-    hidden: int = 0
+    compact: int = 0
     mixed: int = 0
-    upgrades: int = 0
+    conversions: int = 0
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
         for move in batch.moves:
             self.pages[move.direction] += len(move.device_pages)
         self.tokens += int(batch.counts.sum())
-        is_hidden = batch.tables.compact_from[batch.slots] < ALL_KV
-        self.hidden += bool(is_hidden.any())
-        self.mixed += bool(is_hidden.any() and not is_hidden.all())
-        self.upgrades += len(batch.conversions)
+        is_compact = batch.tables.compact_from[batch.slots] < ALL_KV
+        self.compact += bool(is_compact.any())
+        self.mixed += bool(is_compact.any() and not is_compact.all())
+        self.conversions += len(batch.conversions)
         return self.engine.run(batch)
 
 
@@ -160,7 +160,30 @@ def test_adaptive_keeps_some_in_the_hidden_form(
     loaded = replace(loaded, scheduler=replace(loaded.scheduler, **slos))
     served = serve(loaded, PROMPTS, greedy(NEW_TOKENS), arrivals=[2 * i for i in range(16)])
     assert served.tokens == expected
-    assert counting.hidden and counting.mixed
+    assert counting.compact and counting.mixed
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("tiers", [("int8-resident",), ("int8-resident", "host", "hidden")])
+def test_adaptive_keeps_some_in_int8(
+    directory: Path, expected: list[list[int]], caching: bool, tiers: tuple[str, ...]
+) -> None:
+    """Many outputs are the same to their ends, though one other token changes all that follow;
+    and prompts with the same tokens share only exact pages."""
+    options = {"policy": "adaptive", "kv_tiers": tiers, "prefix_caching": caching}
+    loaded, counting = short_of_pages(directory, measured=True, **options)
+    slos = {"ttft_slo_seconds": 1e4, "tbt_slo_seconds": 1e4}
+    loaded = replace(loaded, scheduler=replace(loaded.scheduler, **slos))
+    scheduler = LocalScheduler(loaded.scheduler, epoch=1)
+    arrivals = [2 * i for i in range(16)]
+    served = serve(loaded, PROMPTS, greedy(NEW_TOKENS), arrivals=arrivals, scheduler=scheduler)
+    assert counting.compact and counting.mixed
+    assert scheduler.tier_totals.int8_starts or counting.conversions
+    same = np.array(served.tokens) == np.array(expected)
+    assert same.mean() > 0.5
+    for prompt, tokens in zip(PROMPTS[:4], expected, strict=False):
+        alone = serve(loaded, [prompt], greedy(NEW_TOKENS), scheduler=scheduler)
+        assert alone.tokens == [tokens], "alone it has the full form, and only that is shared"
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "alise", "adaptive"])
@@ -196,6 +219,8 @@ def test_sizes_and_prices(directory: Path, model: Any) -> None:
     assert (tiers.host_pages, tiers.int8, tiers.hidden_page_tokens) == (400, True, 32)
     assert tiers.cost is not None and tiers.cost.per_hidden_token > 0
     assert tiers.cost.per_hidden_token < tiers.cost.per_prefill_token
+    # A page of 16 tokens has room for 51 with 16 codes and a scale per head.
+    assert load(directory, kv_tiers=("int8-resident",)).scheduler.tiers.int8_page_tokens == 51
 
 
 def test_off_by_default(directory: Path, model: Any) -> None:
@@ -222,6 +247,26 @@ def test_models_that_cannot_have_the_hidden_form(config: Any, why: str, tmp_path
     save_model(config, tmp_path)
     with pytest.raises(ConfigError, match=why):
         load_torch_engine(worker_config(tmp_path, kv_tiers=("hidden",)), cost=None)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (
+            transformers.MistralConfig(**(TINY | {"num_key_value_heads": 4}), sliding_window=20),
+            "it attends in windows",
+        ),
+        (
+            transformers.GPT2Config(n_positions=64, n_embd=64, n_layer=1, n_head=4),
+            "it runs through transformers' own code",
+        ),
+    ],
+    ids=["windows", "transformers"],
+)
+def test_models_that_cannot_have_int8(config: Any, why: str, tmp_path: Path) -> None:
+    save_model(config, tmp_path)
+    with pytest.raises(ConfigError, match=why):
+        load_torch_engine(worker_config(tmp_path, kv_tiers=("int8-resident",)), cost=None)
 
 
 @pytest.mark.parametrize(

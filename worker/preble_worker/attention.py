@@ -27,9 +27,13 @@ from preble_worker.attention_plan import (
 )
 from preble_worker.batch import Batch, SlotTables
 from preble_worker.gathered_keys import KEPT_BYTES, KeptKeys, KeySource, PagedKeys
-from preble_worker.hidden_form import HiddenForm, MixedStore, in_hidden_form
-from preble_worker.hidden_plan import find_kv_sharing, plan_mixed_step
+from preble_worker.int8_form import Int8Form
+from preble_worker.kv_form import KvForm
 from preble_worker.kv_pool import KVPool
+from preble_worker.mixed_plan import find_kv_sharing, plan_mixed_step
+from preble_worker.mixed_store import Forms, MixedStore, begun_pages, has_compact_rows
+
+NO_FORMS: Forms = {}
 
 
 class AttentionStep(Protocol):
@@ -102,7 +106,7 @@ class TorchAttention:
     gathered keys are kept.
 
     Args:
-        hidden: None if no token ever has the hidden form.
+        forms: compact ones that tokens may have.
     """
 
     def __init__(
@@ -111,10 +115,13 @@ class TorchAttention:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        hidden: HiddenForm | None = None,
+        forms: Forms = NO_FORMS,
     ) -> None:
         self._pool = pool
-        self._hidden = hidden
+        self._forms = forms
+        int8 = forms.get(KvForm.INT8)
+        self._int8 = int8 if isinstance(int8, Int8Form) else None
+        self._page_tokens_of = {kind: form.page_tokens for kind, form in forms.items()}
         self._dtype = dtype
         self._device = device
         # A composition says nothing without the scheduler, whose tables these are, that counts it.
@@ -124,9 +131,11 @@ class TorchAttention:
         self._kept = KeptKeys(pool, limit_bytes=KEPT_BYTES if device.type == "cpu" else 0)
 
     def begin(self, batch: Batch, places: Tensor) -> "TorchStep":
-        if self._hidden is None or not in_hidden_form(batch).any():
+        if self._int8 is not None:
+            self._int8.clear(begun_pages(batch, self._pool.page_tokens, self._page_tokens_of))
+        if not self._forms or not has_compact_rows(batch):
             return TorchStep(self, batch, places)
-        return TorchStep(self, batch, places, MixedStore(self._pool, self._hidden, batch, places))
+        return TorchStep(self, batch, places, MixedStore(self._pool, self._forms, batch, places))
 
     def plan(self, batch: Batch) -> _DevicePlan:
         """For layers that see all keys; to be called once in a step."""
@@ -134,20 +143,21 @@ class TorchAttention:
         return self._placed(plan_step(batch, self._sharing, page_tokens=self._pool.page_tokens))
 
     def plan_mixed(self, batch: Batch) -> _DevicePlan:
-        """As `plan`, where some rows have tokens in the hidden form."""
-        assert self._hidden is not None
+        """As `plan`, where some rows have tokens in a compact form."""
         self._renew(batch, find_kv_sharing)
         mixed = plan_mixed_step(
             batch,
             self._sharing,
             page_tokens=self._pool.page_tokens,
-            hidden_page_tokens=self._hidden.page_tokens,
+            page_tokens_of=self._page_tokens_of,
         )
         plan = self._placed(mixed.kv)
-        for part, begins in zip(mixed.tails, mixed.tail_begins, strict=True):
-            plan.tails.append(self._tails(part, self._hidden.keys_of(part.pages, begins)))
-        for span, begin in zip(mixed.spans, mixed.span_begins, strict=True):
-            keys = self._hidden.keys_of(span.pages, np.array(begin))
+        for part in mixed.tails:
+            keys = self._forms[part.form].keys_of(part.tails.pages, part.begins)
+            plan.tails.append(self._tails(part.tails, keys))
+        for past in mixed.spans:
+            span = past.span
+            keys = self._forms[past.form].keys_of(span.pages, np.array(past.begin))
             plan.spans.append(_Part(self._index(span.queries), keys, span.num_tokens))
         return plan
 
@@ -242,7 +252,6 @@ class TorchStep:
         if self._mixed is None:
             self._attention.store(layer, self._places, key, value)
         else:
-            assert hidden is not None
             self._mixed.store(layer, key, value, hidden)
         plan = self._plan(window)
         num_tokens, num_kv_heads = key.shape[:2]
@@ -276,7 +285,7 @@ class TorchStep:
 
     def _new_plan(self, window: int | None) -> _DevicePlan:
         if window is not None:
-            assert self._mixed is None, "windowed layers never have the hidden form"
+            assert self._mixed is None, "windowed layers never have a compact form"
             return self._attention.plan_windowed(self._batch, window)
         if self._mixed is not None:
             return self._attention.plan_mixed(self._batch)

@@ -1,4 +1,4 @@
-"""The engine's side of the cache's tiers: host memory, and the hidden form.
+"""The engine's side of the cache's tiers: host memory, and the compact forms.
 
 Which of them a model can have, at what size and price, is decided here when it is loaded; which
 request is where, step by step, only the scheduler decides.
@@ -7,6 +7,8 @@ request is where, step by step, only the scheduler decides.
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from preble.cost import CostModel
 from preble.errors import ConfigError
 from preble_worker.batch import Batch
@@ -14,7 +16,10 @@ from preble_worker.config import NO_TIERS, TierConfig, WorkerConfig
 from preble_worker.copy_lane import make_lane
 from preble_worker.hidden_form import HiddenForm, HiddenSource, hidden_page_tokens
 from preble_worker.host_pool import HostPool, host_bytes_per_page
+from preble_worker.int8_form import Int8Form, int8_page_tokens
+from preble_worker.kv_form import KvForm
 from preble_worker.kv_pool import KVPool
+from preble_worker.mixed_store import Forms
 
 HOST_PAGES_PER_DEVICE_PAGE = 4
 HOST_MEMORY_SHARE = 0.25
@@ -31,19 +36,32 @@ class CacheTiers:
 
     host: HostPool | None = None
     hidden: HiddenForm | None = None
+    int8: Int8Form | None = None
 
     @property
     def any(self) -> bool:
         """Whether there is one, so that batches can have moves or conversions."""
-        return self.host is not None or self.hidden is not None
+        return self.host is not None or bool(self.forms)
+
+    @property
+    def forms(self) -> Forms:
+        """The compact forms that there are."""
+        forms = {KvForm.HIDDEN: self.hidden, KvForm.INT8: self.int8}
+        return {kind: form for kind, form in forms.items() if form is not None}
 
     def begin(self, batch: Batch) -> None:
         """Do what must have happened before the batch is computed, and begin its other moves."""
         if self.host is not None:
             self.host.begin(batch.moves)
         for conversion in batch.conversions:
-            assert self.hidden is not None
-            self.hidden.upgrade(conversion)
+            if conversion.before is KvForm.HIDDEN:
+                assert self.hidden is not None
+                if self.int8 is not None:
+                    self.int8.clear(conversion.new_pages.astype(np.int64))
+                self.hidden.upgrade(conversion)
+            else:
+                assert self.int8 is not None
+                self.int8.shrink(conversion)
 
 
 NO_CACHE_TIERS = CacheTiers()
@@ -65,9 +83,8 @@ def make_tiers(
         return NO_CACHE_TIERS, NO_TIERS
     if "int8" in wanted and "host" not in wanted:
         raise ConfigError("kv_tiers has 'int8', the form of what is in host memory, but no 'host'")
-    if "int8-resident" in wanted:
-        raise ConfigError("kv_tiers has 'int8-resident', which only simulated engines have")
     hidden = _hidden_form(pool, source) if "hidden" in wanted else None
+    resident = _int8_form(pool, source) if "int8-resident" in wanted else None
     int8 = "int8" in wanted
     host_pages = _num_host_pages(config, pool, int8=int8) if "host" in wanted else 0
     host = None
@@ -81,8 +98,9 @@ def make_tiers(
         page_bytes=pool.bytes_per_page,
         page_copy_seconds=pool.bytes_per_page / rate,
         hidden_page_tokens=hidden.page_tokens if hidden else 0,
+        int8_page_tokens=resident.page_tokens if resident else 0,
     )
-    return CacheTiers(host, hidden), options
+    return CacheTiers(host, hidden, resident), options
 
 
 def with_hidden_cost(cost: CostModel, hidden: HiddenForm | None, parameters: int) -> CostModel:
@@ -106,6 +124,19 @@ def _hidden_form(pool: KVPool, source: HiddenSource | str) -> HiddenForm:
             f"2·n_kv·d_h = {shape.numbers_per_token}"
         )
     return HiddenForm(pool, source)
+
+
+def _int8_form(pool: KVPool, source: HiddenSource | str) -> Int8Form:
+    """What hinders the hidden form but its size hinders any."""
+    if isinstance(source, str):
+        raise ConfigError(f"kv_tiers has 'int8-resident', which this model cannot have: {source}")
+    page_tokens = int8_page_tokens(pool)
+    if page_tokens <= pool.page_tokens:
+        raise ConfigError(
+            f"kv_tiers has 'int8-resident', which saves no memory with pages of {pool.page_tokens} "
+            f"tokens: one holds {page_tokens} in 8 bits"
+        )
+    return Int8Form(pool)
 
 
 def _num_host_pages(config: WorkerConfig, pool: KVPool, *, int8: bool) -> int:

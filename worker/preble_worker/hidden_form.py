@@ -13,15 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from preble_worker.batch import Batch, Conversion
+from preble_worker.batch import Conversion
 from preble_worker.kv_pool import KVPool, KVShape
+from preble_worker.mixed_store import Ints, Places
 
 Pair = tuple[Tensor, Tensor]
-Ints = npt.NDArray[np.int64]
 
 Projection = Callable[[int, Tensor], Pair]
 """From a layer and its QKV projection's inputs (num_tokens, width) to the tokens' keys and values,
@@ -65,22 +64,28 @@ class HiddenForm:
         self._source = source
         self._layers = [pool.halves(layer, source.width) for layer in range(len(pool.shapes))]
 
-    def store(self, layer: int, places: tuple[Tensor, ...], hidden: Tensor) -> None:
-        """Keep `hidden` (num_tokens, width) at `places`, which `places_of` has found."""
-        self._layers[layer].index_put_(places, hidden)
+    def store(
+        self,
+        layer: int,
+        places: Places,
+        tokens: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden: Tensor | None,
+    ) -> None:
+        assert hidden is not None
+        self._layers[layer].index_put_(places, hidden[tokens])
 
     def gather(self, layer: int, pages: Tensor) -> Tensor:
         """All rows of `pages` (..., num_pages): (..., num_pages · page_tokens, width)."""
         rows = self._layers[layer].index_select(0, pages.flatten())
         return rows.view(*pages.shape[:-1], -1, self._source.width)
 
-    def places_of(self, pages: Ints, offsets: Ints) -> tuple[Tensor, ...]:
-        """Where in its layers' memory token `offsets[i]` of page `pages[i]` is."""
+    def places_of(self, pages: Ints, offsets: Ints) -> Places:
         half, row = np.divmod(offsets, self.page_tokens // 2)
         return tuple(self._upload(index) for index in (pages, half, row))
 
     def keys_of(self, pages: Ints, positions: Ints) -> "HiddenKeys":
-        """The tokens of `pages` (..., num_pages), of which the first is at `positions` (...)."""
         num_tokens = pages.shape[-1] * self.page_tokens
         each = positions[..., None] + np.arange(num_tokens)
         return HiddenKeys(self, self._upload(pages), self._source.at(self._upload(each.ravel())))
@@ -114,39 +119,3 @@ class HiddenKeys:
         keys, values = self._project(layer, hidden.flatten(0, -2))
         lead = hidden.shape[:-1]
         return keys.view(*lead, *keys.shape[1:]), values.view(*lead, *values.shape[1:])
-
-
-class MixedStore:
-    """Where the tokens of a batch go in which some rows keep the hidden form."""
-
-    def __init__(self, pool: KVPool, form: HiddenForm, batch: Batch, places: Tensor) -> None:
-        rows = np.repeat(np.arange(len(batch.slots)), batch.counts)
-        first = np.cumsum(batch.counts) - batch.counts
-        positions = np.arange(len(rows)) + (batch.starts - first)[rows]
-        compact_from = batch.tables.compact_from[batch.slots[rows]]
-        is_hidden = positions >= compact_from
-        tokens = np.flatnonzero(is_hidden)
-        begins = compact_from[tokens]
-        columns, offsets = np.divmod(positions[tokens] - begins, form.page_tokens)
-        slots = batch.slots[rows[tokens]]
-        pages = batch.tables.pages[slots, begins // pool.page_tokens + columns]
-        self._pool = pool
-        self._form = form
-        self._hidden = torch.from_numpy(tokens).to(pool.device)
-        self._hidden_places = form.places_of(pages.astype(np.int64), offsets)
-        self._kv = torch.from_numpy(np.flatnonzero(~is_hidden)).to(pool.device)
-        self._kv_places = places[self._kv]
-
-    def store(self, layer: int, key: Tensor, value: Tensor, hidden: Tensor) -> None:
-        """Keep each token in its row's form."""
-        self._form.store(layer, self._hidden_places, hidden[self._hidden])
-        if len(self._kv):
-            self._pool.store(layer, self._kv_places, key[self._kv], value[self._kv])
-
-
-def in_hidden_form(batch: Batch) -> npt.NDArray[np.bool_]:
-    """Which rows have tokens in the hidden form once the step has run."""
-    hidden: npt.NDArray[np.bool_] = (
-        batch.tables.compact_from[batch.slots] < batch.starts + batch.counts
-    )
-    return hidden

@@ -102,6 +102,15 @@ class KVPool:
         for column, page_rows in self._columns():
             page_rows.index_copy_(0, pages, rows[:, column])
 
+    def clear(self, pages: Tensor) -> None:
+        """Fill `pages` (n,) with zeros."""
+        for _, page_rows in self._columns():
+            page_rows.index_fill_(0, pages, 0.0)
+
+    def memory(self, layer: int) -> Tensor:
+        """A layer's numbers, one after another: all pages' keys, then all pages' values."""
+        return self._memory[layer]
+
     def halves(self, layer: int, numbers: int) -> Tensor:
         """A layer's memory, (num_pages, 2, rows, numbers): of each page the half that holds its
         keys and the half that holds its values, each cut into rows of `numbers`."""

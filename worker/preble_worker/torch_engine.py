@@ -94,7 +94,7 @@ def load_torch_engine(config: WorkerConfig, *, cost: CostModel | None) -> Loaded
     )
     runner = ModelRunner(
         loaded.model,
-        TorchAttention(pool, dtype=dtype, device=device, hidden=tiers.hidden),
+        TorchAttention(pool, dtype=dtype, device=device, forms=tiers.forms),
         page_tokens=config.page_tokens,
         device=device,
         tiers=tiers,

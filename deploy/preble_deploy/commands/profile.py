@@ -11,7 +11,7 @@ status is 1. Nothing else should run on the device meanwhile.
   preble profile demo --device cpu --threads 1 --out demo-cpu.json
   preble profile Qwen/Qwen3-8B --device cuda:0 --out qwen3-8b.json
   preble profile demo --quick --out quick.json
-  preble profile meta-llama/Llama-2-7b-hf --device cuda --hidden-form --out llama-2-7b.json
+  preble profile meta-llama/Llama-2-7b-hf --device cuda --hidden-form --int8-form --out llama-2.json
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ def run(settings: ProfileSettings) -> int:
     from preble_loadgen.profiling import ProfileOptions, run_profile
     from preble_worker.config import WorkerConfig
 
+    measured = {"hidden": settings.hidden_form, "int8-resident": settings.int8_form}
     model_path = resolve_model(settings.model)
     is_folder = Path(settings.model).expanduser().is_dir()
     return run_profile(
@@ -42,7 +43,7 @@ def run(settings: ProfileSettings) -> int:
                 kv_cache_tokens=settings.kv_cache_tokens,
                 max_batch_tokens=settings.max_num_batched_tokens,
                 max_sequences=settings.max_num_seqs,
-                kv_tiers=("hidden",) if settings.hidden_form else (),
+                kv_tiers=tuple(tier for tier, wanted in measured.items() if wanted),
                 cost_model=settings.cost_model,
             ),
             out=settings.out,
