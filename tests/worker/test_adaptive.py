@@ -383,3 +383,17 @@ def test_nobody_is_paused_who_makes_room_for_nobody(room_pages: int, pause_secon
     plan = Adaptive(PolicyOptions()).plan(prospects, room, pausable=runners)
     assert len(plan.starts) == 3
     assert len(plan.pauses) == (60 - room_pages) // 10
+
+
+@pytest.mark.parametrize(("room_pages", "shrinks"), [(20, 0), (16, 1), (11, 2), (0, 4)])
+def test_nobody_shrinks_who_makes_room_for_nobody(room_pages: int, shrinks: int) -> None:
+    """A newcomer of 20 pages, 10 in int8, and runners of 10 that would take 5."""
+    int8 = CompactForm(KvForm.INT8, 32, 1e-6)
+    prospects = [Prospect(Request(), 0.5, 0.1, 1.0, 20, can_wait=False, tokens=320)]
+    runners = [Runner(Request(runs=True), 10) for _ in range(4)]
+    room = Room(pages=room_pages, count=9, num_live=5, page_tokens=16, forms=(int8,), **AT_EASE)
+    plan = Adaptive(PolicyOptions()).plan(prospects, room, shrinkable=runners)
+    [(_, form)] = plan.starts
+    taken = 20 if form is KvForm.FULL else 10
+    assert taken <= room_pages + 5 * len(plan.shrinks)
+    assert len(plan.shrinks) <= shrinks

@@ -236,15 +236,17 @@ def _by_hope(
     pinned.sort(key=lambda p: p.candidate.arrived_at)
     in_time, left_out = most_in_time(dues, pace)
     late += [waiting[number] for number in left_out]
-    late.sort(key=lambda p: -_late_worth(p) / _weight(p.pages))
-    return pinned, [waiting[number] for number in in_time], late
+    keys = [-_late_worth(p) / (p.pages or 0.5) for p in late]
+    in_turn = sorted(range(len(late)), key=keys.__getitem__)
+    return pinned, [waiting[number] for number in in_time], [late[i] for i in in_turn]
 
 
 def _modest(prospect: Prospect[C], forms: tuple[Form, ...]) -> Form:
     """Of one with nothing to win, that should leave others their room but not delay them: int8,
     where there is that."""
-    int8 = (form for form in forms if form.kind is KvForm.INT8 and not prospect.keeps_full)
-    return next(int8, FULL)
+    if len(forms) == 1 or prospect.keeps_full:
+        return FULL
+    return next((form for form in forms if form.kind is KvForm.INT8), FULL)
 
 
 def _oldest_that_fit(
@@ -273,8 +275,8 @@ def _best_of(
 
 
 def _late_worth(prospect: Prospect[C]) -> float:
-    slo = prospect.slo_seconds
-    return LATE_WORTH * slo * slo / max(prospect.pending_seconds, slo)
+    slo, pending = prospect.slo_seconds, prospect.pending_seconds
+    return LATE_WORTH * slo * slo / (pending if pending > slo else slo)
 
 
 def _weight(pages: float) -> float:
