@@ -30,13 +30,20 @@ class Steps:
         self.arrived_in: dict[str, int] = {}
         self._ids = count()
 
-    def ask(self, tenant: str, num_tokens: int, output_tokens: int) -> str:
+    def ask(self, tenant: str, num_tokens: int, output_tokens: int, *, priority: int = 0) -> str:
         number = next(self._ids)
         request_id = f"{tenant}{number}"
         prompt = [number % 30_000] * num_tokens
         self.arrived_in[request_id] = self.number
         self.scheduler.add(
-            make_request(request_id, prompt, output_tokens, tenant=tenant, ignore_eos=True),
+            make_request(
+                request_id,
+                prompt,
+                output_tokens,
+                tenant=tenant,
+                priority=priority,
+                ignore_eos=True,
+            ),
             now=0.02 * self.number,
         )
         return request_id
@@ -75,6 +82,16 @@ def test_a_prompt_goes_before_the_rest_of_one_that_has_begun() -> None:
         worker.step()
     computed = -(-(8000 + 100) // (worker.config.max_batch_tokens - 1))
     assert worker.steps_to_first(long) <= computed + 1
+
+
+def test_nobody_goes_before_a_begun_prompt_of_higher_priority() -> None:
+    worker = Steps()
+    long = worker.ask("greedy", 3000, 5, priority=1)
+    worker.step()
+    short = worker.ask("steady", 100, 20)
+    while short not in worker.first_step:
+        worker.step()
+    assert worker.first_step[short] >= worker.first_step[long]
 
 
 def test_a_tenant_goes_before_begun_prompts_for_no_more_than_is_fair() -> None:

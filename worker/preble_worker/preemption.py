@@ -80,23 +80,26 @@ class Preemption:
         prefills = self._running.prefills
         if not (self._overtaking and len(prefills) and len(self._waiting)):
             return
+        if len(self._running) >= self._max_running:
+            return
         for sequence in self._waiting.in_turn(now=now):
             self._waiting.refresh(sequence)
             behind = self._behind(sequence)
             left = budget - prefills.num_missing
             if not behind or left >= sequence.num_missing or left + _missing(behind) <= 0:
                 return
-            if len(self._running) >= self._max_running:
-                return
             if not prefills.should_follow(sequence, step=step):
                 yield sequence, behind
+            if len(self._running) >= self._max_running:
+                return
 
     def _behind(self, sequence: Sequence) -> list[Sequence]:
         """The prompts that have begun before which `sequence` may go."""
-        if self._overtaking is None:
+        if self._overtaking is None or sequence.is_lost:
             return []
         overtakes = self._overtaking.overtakes
-        return [other for other in self._running.prefills.sequences if overtakes(sequence, other)]
+        begun, level = self._running.prefills.sequences, sequence.priority
+        return [other for other in begun if other.priority <= level and overtakes(sequence, other)]
 
     def _preemptible(self) -> list[Sequence]:
         """All that run, but for those whose pages are just on their way in."""
