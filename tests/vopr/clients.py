@@ -165,7 +165,8 @@ class Client:
                 choice.whole.startswith(tokens) and (choice.text + choice.stop).startswith(text)
             ):
                 raise Violation(f"{generation.request_id} got tokens that are not the oracle's")
-            if self.ask.manner is Manner.GIVES_UP and len(tokens) > most * TOKEN_BYTES:
+            gives_up = self.ask.manner is Manner.GIVES_UP and len(tokens) > most * TOKEN_BYTES
+            if gives_up and not generation.done:
                 self._struck("client gives up")
                 generation.cancel()
             if stalls:

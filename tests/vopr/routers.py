@@ -264,17 +264,19 @@ class Router:
             raise Violation(f"{len(attempts.live)} live requests")
         jumped = now - self._loop.jumped_at < LEEWAY_SECONDS  # type: ignore[attr-defined]
         num_placed = 0
-        for generation in attempts.live.values():
-            if generation.session is not None:
+        for request_id, generation in attempts.live.items():
+            session = generation.session
+            if session is not None:
                 num_placed += 1
-                if generation.session.live.get(generation.request_id) is not generation:
-                    raise Violation(f"{generation.request_id} is not on its session's list")
-            elif generation.request_id not in attempts._give_up_at:
-                raise Violation(f"{generation.request_id} waits for ever")
+                if session.live.get(request_id) is not generation:
+                    raise Violation(f"{request_id} is not on its session's list")
+            elif request_id not in attempts._give_up_at:
+                raise Violation(f"{request_id} waits for ever")
             deadline_at = generation.request.deadline_at
             if deadline_at is not None and now > deadline_at + LEEWAY_SECONDS and not jumped:
-                raise Violation(f"{generation.request_id} outlives its deadline")
-        self._check_waiting(now, jumped=jumped)
+                raise Violation(f"{request_id} outlives its deadline")
+        if attempts._give_up_at or self._waits_since:
+            self._check_waiting(now, jumped=jumped)
         sessions = dispatcher.membership.sessions.values()
         if sum(len(session.live) for session in sessions) != num_placed:
             raise Violation("sessions list requests that are not placed there")
@@ -295,7 +297,7 @@ class Router:
             self._waits_since.setdefault(request_id, now)
             if now > give_up_at + LEEWAY_SECONDS and not jumped:
                 raise Violation(f"{request_id} waits for too long")
-            if not self._is_spurned(attempts.live[request_id], now):
+            if jumped or not self._is_spurned(attempts.live[request_id], now):
                 self._spurned_since.pop(request_id, None)
             elif now - self._spurned_since.setdefault(request_id, now) > LEEWAY_SECONDS:
                 raise Violation(f"{request_id} waits, and a worker is ready")

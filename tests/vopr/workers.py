@@ -63,8 +63,16 @@ class Died(Exception):
 class Cluster:
     """What worker processes need of the world."""
 
-    def __init__(self, network: Network, rng: random.Random, tell: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        rng: random.Random,
+        *,
+        now: Callable[[], float],
+        tell: Callable[..., None],
+    ) -> None:
         self.network = network
+        self.now = now
         self.rng = rng
         self.tell = tell
         self.poisonous: set[int] = set()  # prompt hashes that bring a process down
@@ -102,7 +110,7 @@ class Host:
 
     def clock(self) -> float:
         """Monotonic seconds of this machine, which agree with no other's."""
-        return asyncio.get_running_loop().time() + self.clock_offset
+        return self.cluster.now() + self.clock_offset
 
     def start(self) -> None:
         assert self.process is None
@@ -143,7 +151,7 @@ class Host:
         self.start()
 
     def _new_epoch(self) -> int:
-        wall = asyncio.get_running_loop().time() + 1.7e9 + self.wall_clock_offset
+        wall = self.cluster.now() + 1.7e9 + self.wall_clock_offset
         return int(wall * 1e6) << 12 | self.cluster.rng.getrandbits(12)
 
 

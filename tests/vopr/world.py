@@ -37,7 +37,7 @@ class Verdict:
         digest: of everything that happened, in order.
         outcomes: of the clients. struck: what happened, by kind. features: what was asked for.
         virtual_seconds, cpu_seconds: what it took.
-        trace: the last things that happened; all of them in a replay.
+        trace: the last things that happened before a violation.
     """
 
     seed: int
@@ -81,7 +81,7 @@ class World:
         loop.set_exception_handler(self._escaped)
 
     def _make_cluster(self) -> Cluster:
-        cluster = Cluster(self.network, self._rng("workers"), self.tell)
+        cluster = Cluster(self.network, self._rng("workers"), now=self.loop.time, tell=self.tell)
         cluster.router_names = self.router_names
         cluster.announce = self._announce
         cluster.poisoned = self._poisoned
@@ -353,7 +353,7 @@ def run_life(life: Life, *, echo: Callable[[str], None] | None = None) -> Verdic
         num_steps=world.num_steps,
         virtual_seconds=loop.time() - 1000.0,
         cpu_seconds=time.process_time() - began_at,
-        trace=tuple(world.trace),
+        trace=tuple(world.trace) if world.violation else (),
     )
 
 
