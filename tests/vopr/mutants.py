@@ -270,7 +270,7 @@ def epochs_are_not_compared(original: Any, self: Any, session: Any) -> None:
 
 @replace(EventFeed, "receive")
 def gaps_are_not_noticed(original: Any, self: Any, batch: Any, *, now: Any) -> FeedStep:
-    if self.is_synced and batch.seq > self.seq:
+    if batch.epoch == self.epoch and batch.seq > self.seq and not self._awaits:
         self.seq = batch.seq
         return FeedStep(batches=(batch,))
     step: FeedStep = original(self, batch, now=now)

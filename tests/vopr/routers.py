@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections import deque
-from math import exp, inf
+from math import exp
 from weakref import WeakKeyDictionary
 
 from vopr.feeds import ShadowFeed
 from vopr.network import Network, Wire
+from vopr.poison_watch import PoisonWatch
 from vopr.violation import Violation
-from vopr.workers import MODEL, Process
+from vopr.workers import MODEL
 
 from preble.errors import CapacityError, NoWorkers
 from preble.v1 import worker_pb2 as pb
@@ -39,6 +40,7 @@ class Router:
     Attributes:
         accepted: requests it has taken.
         feeds: what the events that were read say of the order they came in, by wire.
+        poison: what it can know of requests that bring workers down.
     """
 
     def __init__(
@@ -62,12 +64,7 @@ class Router:
         self._placed_again: deque[float] = deque()
         self._accepted_at: deque[float] = deque()
         self._attempts: dict[str, int] = {}
-        self._poison = poison
-        self._sent_at: dict[tuple[str, int], float] = {}  # of poison: by request id and epoch
-        # Workers, or steps of their engines, that fail by one request before it is refused.
-        self._most_brought_down = most_brought_down
-        self._failures: dict[tuple[str, int, int], float] = {}  # by poison; when it was shown
-        self._untold: set[tuple[str, int]] = set()  # and those that nothing was heard of
+        self._gapped: set[Wire] = set()
         self._refused = 0
         self._waits_since: dict[str, float] = {}
         self._spurned_since: dict[str, float] = {}
@@ -96,6 +93,9 @@ class Router:
             takeover_seconds=TAKEOVER_SECONDS,
             clock=self._loop.time,
             dial=network.dial_as(name),
+        )
+        self.poison = PoisonWatch(
+            name, network, self.dispatcher, prompts=poison, most=most_brought_down
         )
         self.dispatcher.open()
 
@@ -137,30 +137,12 @@ class Router:
         elif not has_deadline and self.dispatcher.num_live + MOST_CHOICES <= MAX_LIVE:
             raise Violation(f"{self.name} is not overloaded with {self.dispatcher.num_live}")
 
-    def brought_down(self, process: Process, prompts: frozenset[bytes]) -> None:
-        """A poisoned request ran there, and the process has died: when will it be known here?"""
-        attempts = self.dispatcher.attempts
-        wires = self.network.between(self.name, process.address)
-        wire = next((w for w in wires if w.epoch == process.epoch), None)
-        session = self.dispatcher.membership.sessions.get(process.host.name)
-        if wire is None or wire.draining_since < inf or (session and session.draining):
-            return
-        for generation in attempts.live.values():
-            sent_at = self._sent_at.get((generation.request_id, process.epoch))
-            if generation.request.tokens not in prompts or sent_at is None:
-                continue
-            runs_there = generation.session is not None and generation.session is session
-            if runs_there and not wire.is_muted:
-                self._failures[process.host.name, process.epoch, 0] = self._loop.time()
-            elif wire.is_muted and (runs_there or wire.heard_at <= sent_at):
-                self._untold.add((process.host.name, process.epoch))
-
     # What passes over its wires.
 
     def submitted(self, wire: Wire, submit: pb.Submit) -> None:
         now = self._loop.time()
         self._check_attempt(submit, now)
-        self._check_poison(wire, submit, now)
+        self.poison.submitted(wire, submit, now)
         if wire.draining_since < now:
             raise Violation(f"{submit.request_id} was sent to {wire}, which drains")
         sessions = self.dispatcher.membership.sessions.values()
@@ -196,53 +178,26 @@ class Router:
             if spent > LEAST + SHARE * _faded(self._accepted_at, now) + 1e-6:
                 raise Violation(f"{submit.request_id} is placed again beyond the retry budget")
 
-    def _check_poison(self, wire: Wire, submit: pb.Submit, now: float) -> None:
-        """What brought down that many workers goes to no other; the last death may be news."""
-        generation = self.dispatcher.attempts.live.get(submit.request_id)
-        if generation is None or generation.request.tokens not in self._poison:
-            return
-        self._sent_at[submit.request_id, wire.epoch] = now
-        known = [worker_id for (worker_id, *_), at in self._failures.items() if at < now]
-        if len(known) >= self._most_brought_down:
-            raise Violation(f"{submit.request_id} has brought down {known}")
-
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         wire.heard_at = self._loop.time()
         feed = self.feeds.setdefault(wire, ShadowFeed())
         match message.WhichOneof("message"):
             case "hello":
-                former = {each for each in self._untold if each[0] == wire.worker_id}
-                self._untold -= former
-                for worker_id, epoch in former:
-                    if epoch < wire.epoch:
-                        self._failures[worker_id, epoch, 0] = wire.heard_at
+                self.poison.hello(wire)
             case "step":
                 step = message.step
                 wire.announced_seconds = step.next_step_seconds
                 if step.phase == pb.PHASE_DRAINING:
                     wire.draining_since = min(wire.draining_since, wire.heard_at)
-                if step.HasField("cache"):
+                # What was delayed may be a former process's.
+                if step.HasField("cache") and step.cache.epoch == wire.epoch:
                     feed.batch(step.cache)
+                    if feed.has_gap:
+                        self._gapped.add(wire)
                 self._check_ghosts(wire, step)
-                if self._poison:
-                    self._find_failures(wire, step)
+                self.poison.step(wire, step)
             case "snapshot":
                 feed.snapshot(message.snapshot)
-
-    def _find_failures(self, wire: Wire, step: pb.StepOutput) -> None:
-        """Of an engine, by poison."""
-        live = self.dispatcher.attempts.live
-        for output in step.outputs:
-            generation = live.get(output.request_id)
-            if (
-                output.finish_reason == pb.FINISH_REASON_ERROR
-                and "draining" not in output.error
-                and generation is not None
-                and generation.attempt == output.attempt
-                and generation.session is not None
-                and generation.request.tokens in self._poison
-            ):
-                self._failures[wire.worker_id, wire.epoch, step.step] = wire.heard_at
 
     def _check_ghosts(self, wire: Wire, step: pb.StepOutput) -> None:
         now = self._loop.time()
@@ -282,6 +237,8 @@ class Router:
             raise Violation("sessions list requests that are not placed there")
         if dispatcher.scheduler.tree_summary().live_requests != num_placed:
             raise Violation("the books do not hold exactly the placed requests")
+        if self._gapped:
+            self._check_gaps()
         self._check_epochs(now)
         if self.accepted != len(attempts.live) + attempts.outcomes.total():
             raise Violation("a request ended twice or never")
@@ -348,6 +305,16 @@ class Router:
             wire = self.wire_to(session)
             if wire is not None and self._is_mute(wire) and not session.liveness.suspect:
                 raise Violation(f"{wire} is silent and nobody noticed")
+
+    def _check_gaps(self) -> None:
+        """Nobody takes a view to be as of a batch before which one is missing."""
+        workers = {worker.spec.epoch: worker for worker in self.dispatcher.scheduler._roster}
+        for wire in list(self._gapped):
+            feed, worker = self.feeds[wire], workers.get(wire.epoch)
+            if worker is None or not feed.has_gap:
+                self._gapped.discard(wire)
+            elif feed.seq is not None and worker.feed.seq > feed.seq:
+                raise Violation(f"batches of {wire} are missing after {feed.seq}, unnoticed")
 
     def _check_feeds(self) -> None:
         scheduler = self.dispatcher.scheduler

@@ -178,7 +178,7 @@ class World:
         self.struck("poison kills")
         for host in self.routers:
             if host.router is not None:
-                host.router.brought_down(process, self._poison)
+                host.router.poison.brought_down(process, self.loop.time())
 
     async def _close(self) -> None:
         """All is stopped; then nothing may be left."""
