@@ -131,9 +131,15 @@ REGRESSIONS = (
         ),
         {"length": 1},
     ),
+    Regression(
+        "who was refused as poisoned was suspected once more when its last worker died",
+        Life(
+            seed=6,
+            asks=_poison(Poison.KILLS, num_choices=4),
+            faults=(),
+            num_workers=5,
+            policy="round_robin",
+        ),
+        {"poisoned_request": 4},
+    ),
 )
-SEEDS = {
-    54: "a request refused as poisoned was suspected once more when its last worker died",
-    115: "the same, of an engine's failures",
-}
-"""Bugs that no short life shows, by seeds of the present `draw_life`."""
