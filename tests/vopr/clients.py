@@ -59,8 +59,7 @@ class Client:
                 await asyncio.sleep(error.retry_after_seconds * self._rng.uniform(1, 2))
                 continue
             except (PoisonedRequest, DeadlineExceeded) as error:
-                self._check_end(error, None)
-                self.outcomes[error.code] += len(choices)
+                self.outcomes[self._judge(error, None)] += len(choices)
                 return
             self._accepted += 1
             follows = [
@@ -115,8 +114,7 @@ class Client:
         except WorkerFailed:
             return router.judge_failure(generation)
         except (PoisonedRequest, DeadlineExceeded, SlowReader) as error:
-            self._check_end(error, generation)
-            return error.code
+            return self._judge(error, generation)
         finally:
             generation.cancel()
             if timer is not None:
@@ -126,7 +124,7 @@ class Client:
         self._struck("client vanishes")
         generation.cancel()
 
-    def _check_end(self, error: PrebleError, generation: Generation | None) -> None:
+    def _judge(self, error: PrebleError, generation: Generation | None) -> str:
         """Nobody's request ends so but for a cause."""
         ask, loop = self.ask, asyncio.get_running_loop()
         match error:
@@ -135,6 +133,8 @@ class Client:
                 num_failures = sum(each.num_failures for each in self._generations)
                 if ask.poison is Poison.NONE and num_failures < 2:
                     raise Violation(f"{ask.name} is blamed for nothing") from error
+                if ask.poison is Poison.NONE:
+                    return "blamed by accident"
             case DeadlineExceeded():
                 deadline_at = generation and generation.request.deadline_at
                 if deadline_at is not None and loop.time() < deadline_at - 1e-6:
@@ -144,6 +144,7 @@ class Client:
             case SlowReader():
                 if ask.manner is not Manner.STALLS:
                     raise Violation(f"{ask.name} was read, and is cut off") from error
+        return error.code
 
     async def _read(self, generation: Generation, choice: Choice) -> str:
         stops = [choice.stop] if choice.stop else []
