@@ -1,6 +1,8 @@
 """From the scheduler's choice to the arrays that an engine takes."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Listing
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -28,29 +30,34 @@ class BatchMaker:
         self._tables = tables
         self._composition = 0
         self._last_slots: npt.NDArray[np.int64] = _NO_TOKENS
+        self._counts = np.ones(len(tables.last_token), dtype=np.int64)
+        self._samples = np.ones(len(tables.last_token), dtype=np.bool_)
+        self._counts.flags.writeable = self._samples.flags.writeable = False  # batches share them
 
     def make(self, decodes: DecodeRows, chunks: Listing[Sequence], changes: Slots) -> Batch:
         """The decodes with one token each, then the chunk of each of `chunks`."""
         pages_changed, changes.pages_changed = changes.pages_changed, False
         slots, starts = decodes.slots, decodes.starts()
         num_decodes = len(slots)
-        counts = np.ones(num_decodes + len(chunks), dtype=np.int64)
-        samples = np.ones(num_decodes + len(chunks), dtype=np.bool_)
+        counts, samples = self._counts[:num_decodes], self._samples[:num_decodes]
         inputs = _NO_TOKENS
         attention = 0.0
         wanted = decodes.wanted_logprobs
         hidden_tokens = decodes.tokens_in(KvForm.HIDDEN)
         int8_tokens = decodes.tokens_in(KvForm.INT8)
         if chunks:
+            draws = [s.chunk == s.num_missing for s in chunks]
             slots = _joined(slots, [s.slot for s in chunks])
             starts = _joined(starts, [s.num_computed for s in chunks])
-            counts[num_decodes:] = [s.chunk for s in chunks]
-            samples[num_decodes:] = [s.chunk == s.num_missing for s in chunks]
+            counts = _joined(counts, [s.chunk for s in chunks])
+            samples = np.concatenate([samples, draws])
             inputs = np.concatenate([_chunk_tokens(s) for s in chunks], dtype=np.int64)
-            hidden_tokens += self._tokens_in(KvForm.HIDDEN, chunks)
-            int8_tokens += self._tokens_in(KvForm.INT8, chunks)
-            wanted = [*wanted, *_wanted_logprobs(chunks, num_decodes)]
-            attention = sum(s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks)
+            if compact := [s for s in chunks if s.is_compact]:
+                hidden_tokens += self._tokens_in(KvForm.HIDDEN, compact)
+                int8_tokens += self._tokens_in(KvForm.INT8, compact)
+            if [s for s in chunks if s.sampling.top_logprobs is not None]:
+                wanted = [*wanted, *_wanted_logprobs(compress(chunks, draws), num_decodes)]
+            attention = sum([s.chunk * (s.num_computed + 0.5 * s.chunk) for s in chunks])
         if pages_changed or not self._are_last(slots):
             self._composition += 1
         self._last_slots = slots
@@ -88,9 +95,8 @@ def _joined(decodes: npt.NDArray[np.int64], chunks: list[int]) -> npt.NDArray[np
     return np.concatenate([decodes, np.array(chunks, dtype=np.int64)])
 
 
-def _wanted_logprobs(chunks: Listing[Sequence], num_decodes: int) -> list[tuple[int, int]]:
+def _wanted_logprobs(drawing: Iterable[Sequence], num_decodes: int) -> list[tuple[int, int]]:
     """Of the chunks that draw a token: its row among those drawn, and how many of the likeliest."""
-    drawing = [s for s in chunks if s.chunk == s.num_missing]
     return [
         (row, s.sampling.top_logprobs)
         for row, s in enumerate(drawing, start=num_decodes)

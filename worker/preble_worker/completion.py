@@ -37,8 +37,10 @@ class Completion:
     ) -> TokenColumns:
         """One token per decode; those of the decodes that go on are returned."""
         sequences, num_decodes = self._decodes.sequences, len(tokens)
-        of_decodes = {row: one for row, one in logprobs.items() if row < num_decodes}
-        columns, ended = self._decodes.advance(tokens, of_decodes or NO_LOGPROBS)
+        of_decodes = NO_LOGPROBS
+        if logprobs:
+            of_decodes = {row: one for row, one in logprobs.items() if row < num_decodes}
+        columns, ended = self._decodes.advance(tokens, of_decodes)
         if self.stopping:
             stopped = [sequences.index(s) for s in self.stopping if s.stage is Stage.DECODE]
             ended = sorted({*ended, *stopped})

@@ -145,7 +145,8 @@ class DecodeRows:
     def short_of_pages(self) -> Rows:
         """Rows whose next token lies beyond their last page."""
         slots = self.slots
-        return np.flatnonzero(self._num_computed[slots] == self._capacity[slots])
+        rows: Rows = (self._num_computed[slots] == self._capacity[slots]).nonzero()[0]
+        return rows
 
     def steps_until_end(self, *, num_available: int) -> int:
         """How many steps in a row compute all rows, if nobody joins or is cancelled: the last is
@@ -197,7 +198,7 @@ class DecodeRows:
         self._tail[slots, columns] = tokens
         for row, output in self._penalized:
             output.extend(int(tokens[row]).to_bytes(TOKEN_BYTES, "little"))
-        for row in np.flatnonzero(columns == TAIL_TOKENS - 1).tolist():
+        for row in (columns == TAIL_TOKENS - 1).nonzero()[0].tolist():
             self._move_tail(self.sequences[row])
         return self._columns(positions, tokens, logprobs), self._ended(after, tokens)
 
@@ -266,12 +267,13 @@ class DecodeRows:
         ended = num_output >= self._max_tokens[slots]
         for eos in self._eos_token_ids:
             is_eos = tokens == eos
-            if is_eos.any():
+            if np.count_nonzero(is_eos):
                 ended |= is_eos & self._obeys_eos[slots]
         for row in self._rows_with_stop_tokens:
             if int(tokens[row]) in self.sequences[row].stop_ids:
                 ended[row] = True
-        return np.flatnonzero(ended).tolist() if ended.any() else []
+        rows: list[int] = ended.nonzero()[0].tolist()
+        return rows
 
     def _move_tail(self, sequence: Sequence) -> None:
         """Move the newest tokens to the sequence's bytes; the tail never wraps in between."""
@@ -287,19 +289,19 @@ class DecodeRows:
         self._request_ids = [s.request_id for s in sequences]
         self._attempts = [s.attempt for s in sequences]
         self._cached_tokens = [s.served_from_cache or 0 for s in sequences]
-        self.wanted_logprobs = [
-            (row, s.sampling.top_logprobs)
-            for row, s in enumerate(sequences)
-            if s.sampling.top_logprobs is not None
-        ]
+        penalties = self._tables.penalties
         self._penalized = [
-            (row, self._tables.penalties[s.slot].output)
-            for row, s in enumerate(sequences)
-            if s.sampling.penalizes
+            (row, penalties[s.slot].output)
+            for row, s in enumerate(sequences if penalties else ())
+            if s.slot in penalties
         ]
-        self._rows_with_stop_tokens = [
-            row for row, s in enumerate(sequences) if s.sampling.stop_token_ids
-        ]
+        self.wanted_logprobs, self._rows_with_stop_tokens = [], []
+        for row, sequence in enumerate(sequences):
+            sampling = sequence.sampling
+            if sampling.top_logprobs is not None:
+                self.wanted_logprobs.append((row, sampling.top_logprobs))
+            if sampling.stop_token_ids:
+                self._rows_with_stop_tokens.append(row)
         self._is_stale = False
 
     def check(self) -> None:

@@ -159,7 +159,8 @@ class LocalScheduler:
         for sequence in self._deadlines.passed(now=now):
             self._stop(sequence, FinishReason.DEADLINE, now)
         self._slots.free_leaving(now=now)
-        self._running.end_loads(now=now)
+        if self._host:
+            self._running.end_loads(now=now)
         if self._preemption:
             self._make_room(self._preemption, now)
         self._grow_decodes(now)
@@ -173,7 +174,8 @@ class LocalScheduler:
             self._start_waiting(budget, now)
         if self._ahead:
             self._ahead.review(now=now)
-        self._running.hurry(budget, now=now)
+        if self._host:
+            self._running.hurry(budget, now=now)
         if not len(self._running):
             return None
         self._scheduled_at = now
@@ -319,8 +321,9 @@ class LocalScheduler:
 
     def _start_waiting(self, budget: int, now: float) -> None:
         """Start requests in their turn, until one does not fit; nobody overtakes that one."""
+        num_running = len(self._running)
         for sequence in self._waiting.in_turn(now=now):
-            if not budget or len(self._running) >= self._max_running:
+            if not budget or num_running >= self._max_running:
                 return
             self._waiting.refresh(sequence)
             if self._prefills.should_follow(sequence, step=self._batches.step):
@@ -328,6 +331,7 @@ class LocalScheduler:
             if not self._start(sequence, now):
                 self._retry_at_step = self._batches.step + RETRY_STEPS
                 return
+            num_running += 1
             if sequence.stage is Stage.PREFILL:
                 budget -= self._prefills.take(sequence, budget)
 

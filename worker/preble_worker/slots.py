@@ -160,6 +160,8 @@ class Slots:
 
     def take_conversions(self) -> tuple[Conversion, ...]:
         """Those to be done with the next step, after which exact pages may be shared."""
+        if not self._conversions:
+            return ()
         conversions, self._conversions = self._conversions, []
         for sequence, _ in conversions:
             if not sequence.is_compact:

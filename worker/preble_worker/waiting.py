@@ -143,8 +143,13 @@ class WaitingQueue:
             assert sequence.stage is Stage.WAITING and sequence.node is None
 
 
-def _key(sequence: Sequence) -> tuple[bool, int, int]:
-    return sequence.is_lost, -sequence.priority, sequence.order
+_LOST = 1 << 80
+"""Behind every priority."""
+
+
+def _key(sequence: Sequence) -> tuple[int, int]:
+    rank = -sequence.priority
+    return (rank + _LOST if sequence.is_lost else rank), sequence.order
 
 
 _rank = attrgetter("is_lost", "priority")
