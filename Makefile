@@ -14,7 +14,7 @@ export GRPC_VERBOSITY ?= NONE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test check demo proto bench fuzz vopr vopr-mutants tournament scheduling-study clean \
-	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order
+	show-chat show-trace show-worker-killed show-router-restart show-ray show-policy-order show-local-policies
 
 help:  ## List these verbs.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -101,6 +101,9 @@ show-ray: $(READY)  ## Show 5: the same cluster and replay on Ray.
 
 show-policy-order: $(READY)  ## Show 6: five policies live and simulated, on a machine left alone.
 	PYTHONPATH=tests $(BIN)/python tests/shows/policy_order.py
+
+show-local-policies: $(READY)  ## Show 8: local policies on a live CPU worker and simulated, left alone.
+	PYTHONPATH=tests $(BIN)/python tests/shows/local_policies.py
 
 clean:  ## Remove the virtual environment and everything that was built.
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
