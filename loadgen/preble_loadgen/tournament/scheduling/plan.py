@@ -21,7 +21,7 @@ BEHIND = "scheduling-behind"
 MULTI_HEAD = "opt-13b-a100-40gb"
 GROUPED = "llama-3-8b-h100"
 POISSON, BURSTS = 1.0, 4.0
-LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.3, 0.5, 0.75, 1.0)}
+LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.1, 0.3, 0.5, 0.75)}
 """By the CV of the arrivals: bursts break objectives at lower rates."""
 FARTHER = {"alpaca": (2.8,), "sharegpt": (2.8,)}
 """Further loads with Poisson arrivals, of the requests for which ALISE's gains are published."""
