@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from preble.errors import ConfigError, InvalidRequest
 from preble_deploy.models import resolve_model
+from preble_deploy.ray_connection import HEADLESS_VARIABLE, RAYS_HEADLESS_SECONDS
 from preble_deploy.settings import LOOPBACK
 from preble_router.config import RouterConfig
 from preble_router.server import RouterServer
@@ -35,6 +36,7 @@ CALL_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
 """Before another try: Ray itself starts a crashed actor again at once."""
 START_ATTEMPTS = 5
+FAREWELL_SECONDS = 3.0
 CALLS_AT_ONCE = 16
 
 
@@ -47,6 +49,7 @@ class PartStatus:
         grpc_address: of the router's gRPC services.
         error: why it can never serve; starting it again would not help.
         node_id, pid: where the actor runs.
+        headless_seconds: for how long it goes on to run there without Ray's head.
     """
 
     address: str = ""
@@ -54,6 +57,7 @@ class PartStatus:
     error: str = ""
     node_id: str = ""
     pid: int = 0
+    headless_seconds: int = 0
 
 
 class _Server(Protocol):
@@ -79,7 +83,11 @@ class ServerThread(Generic[AnyServer]):
     def __init__(
         self, start: Callable[[PartStatus], Awaitable[tuple[AnyServer, PartStatus]]]
     ) -> None:
-        self.status = PartStatus(node_id=ray.get_runtime_context().get_node_id(), pid=os.getpid())
+        self.status = PartStatus(
+            node_id=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            headless_seconds=int(os.environ.get(HEADLESS_VARIABLE, RAYS_HEADLESS_SECONDS)),
+        )
         self.server: AnyServer | None = None
         self._start = start
         self._loop = asyncio.new_event_loop()
@@ -151,8 +159,9 @@ class RouterActor:
         return sum(worker.state == "ready" for worker in cluster.workers) if cluster else 0
 
     def stop(self, drain_seconds: float) -> None:
-        """Returns when the router has ended."""
+        """Lets the router end, and then the actor."""
         self._thread.stop(drain_seconds)
+        _end_actor()
 
 
 async def _started_router(config: RouterConfig) -> RouterServer:
@@ -193,9 +202,10 @@ class WorkerActor:
         return self._thread.status
 
     def stop(self, drain_seconds: float) -> None:
-        """Returns when the worker has ended."""
+        """Lets the worker end, and then the actor."""
         self._stopping.set()
         self._thread.stop(drain_seconds)
+        _end_actor()
 
     def _announce(self, router: str, namespace: str) -> None:
         """The thread that tells the router where this worker is, while they are not linked."""
@@ -207,6 +217,14 @@ class WorkerActor:
             with contextlib.suppress(RayError, ValueError):
                 actor = ray.get_actor(router, namespace=namespace)
                 ray.get(actor.add_worker.remote(address), timeout=CALL_SECONDS)
+
+
+def _end_actor() -> None:
+    """Without Ray's head nobody could kill it, and its own end waits for that head's answer."""
+    timer = threading.Timer(FAREWELL_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+    ray.actor.exit_actor()
 
 
 def _listening_host() -> str:

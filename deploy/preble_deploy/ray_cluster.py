@@ -14,7 +14,7 @@ from typing import Any
 from preble.errors import ConfigError, PrebleError
 from preble_deploy.cluster import RUNNING, Progress, reachable
 from preble_deploy.ports import choose_ports
-from preble_deploy.ray_connection import connect
+from preble_deploy.ray_connection import HEADLESS_SECONDS, HEADLESS_VARIABLE, connect, end
 from preble_deploy.settings import ServeSettings
 from preble_deploy.terminal import Terminal
 
@@ -152,12 +152,22 @@ class RayCluster:
         self.grpc_address = _from_here(router.grpc_address)
         num_ready = self._ray.get(self._router.num_ready.remote(), timeout=CALL_SECONDS)
         if num_ready >= self.num_workers:
+            self._warn_of_short_lives([router, *workers])
             return RUNNING
         missing = sum(status is None for status in workers)
         words = f"{num_ready} of {self.num_workers} workers ready"
         if missing:
             words += f", {missing} wait for Ray to place them ({self._free()} free)"
         return Progress(False, words)
+
+    def _warn_of_short_lives(self, statuses: Sequence[Any]) -> None:
+        """The head's end would be the cluster's. Its nodes' options are the operator's."""
+        least = min(status.headless_seconds for status in statuses if status is not None)
+        if least < HEADLESS_SECONDS:
+            self.terminal.say(
+                f"preble: serving would end {least} s after Ray's head; set "
+                f"{HEADLESS_VARIABLE}={HEADLESS_SECONDS} for every `ray start`"
+            )
 
     def _statuses(self) -> list[Any]:
         """Status per actor, None for those that Ray has not started yet."""
@@ -193,7 +203,7 @@ class RayCluster:
         for actor in (*self._workers, self._router):
             if actor is not None:
                 self._ray.kill(actor, no_restart=True)
-        self._ray.shutdown()
+        end(self._ray)
 
     def _gpus(self) -> int:
         if self._settings.device == "cpu" or self._settings.engine != "torch":

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from preble.errors import PrebleError
 from preble_deploy.devices import num_cores
 
 AUTO, LOCAL = "auto", "local"
+HEADLESS_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""How long a node of Ray, and with it its actors, outlives the cluster's head. Each process of Ray
+reads it from its own environment."""
+RAYS_HEADLESS_SECONDS = 60
+HEADLESS_SECONDS = 1_000_000
+"""Ray places and restarts; to serve, nobody needs its head."""
+END_SECONDS = 3.0
 _CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 """Written by `ray start`, removed by `ray stop`."""
 
@@ -35,6 +43,7 @@ def connect(address: str, *, namespace: str, num_cpus: float) -> Any:
         address = _found()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault(HEADLESS_VARIABLE, str(HEADLESS_SECONDS))
     # Ray would decide by itself, and differently from one machine to the next.
     os.environ.setdefault("RAY_AUTH_MODE", _auth_mode(address))
     options: dict[str, Any] = {}
@@ -54,6 +63,20 @@ def connect(address: str, *, namespace: str, num_cpus: float) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise PrebleError(f"no Ray cluster at {address!r} (see --ray): {reason}") from None
     return ray
+
+
+def end(ray: Any) -> None:
+    """Leaves the cluster, or ends it with all its processes if it was started here.
+
+    Some of them wait for the head before they end, which may be gone.
+    """
+    import psutil  # It comes with Ray, and is found once that is imported.
+
+    started_here = psutil.Process().children(recursive=True)
+    ray.shutdown()
+    for process in psutil.wait_procs(started_here, timeout=END_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _found() -> str:

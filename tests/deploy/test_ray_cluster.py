@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 
 PREBLE = (sys.executable, "-m", "preble_deploy")
 NAMESPACE = "preble-test"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 Result = TypeVar("Result")
 
@@ -121,6 +121,7 @@ def test_killed_actor_comes_back_and_is_used_and_ctrl_c_leaves_nothing(served: S
 
     before = served.ready()
     assert set(before) == {"worker-0", "worker-1", "worker-2"}
+    assert any("would end 60 s after Ray's head" in line for line in served.lines)
     usage = served.complete("Once upon a time")["usage"]
     assert usage["completion_tokens"] == 4
     actors = {

@@ -28,6 +28,7 @@ from faults.rows import (
     overload,
     partition,
     poison,
+    ray_head,
     resources,
     routers,
     slow,
@@ -58,6 +59,7 @@ ROWS = (
     memory.ROW,
     clock.ROW,
     events.ROW,
+    ray_head.ROW,
     soak.ROW,
 )
 PEER = "sglang-router"
