@@ -96,6 +96,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--soak-minutes", type=float, default=0.0, help="of the soak; default 3, 0.5 with --quick"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="kills of `kill` and `kill-often`, for a part of them"
+    )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the table here")
     options = parser.parse_args()
     unknown = set(options.only or ()) - {row.name for row in ROWS}
@@ -124,6 +127,7 @@ async def run_row(row: Row, options: argparse.Namespace, progress: Progress) -> 
             quick=options.quick,
             peer=peer,
             soak_minutes=options.soak_minutes,
+            rounds=options.rounds,
             say=lambda what: progress.update(task, what=f"{system}: {what}"),
         )
 

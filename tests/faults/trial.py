@@ -32,13 +32,14 @@ class Trial:
         quick: the short form.
         peer: virtual environment of `sglang-router` when it is measured, None for ours.
         say: shows what goes on now.
-        soak_minutes: 0 for what the form has.
+        soak_minutes, rounds: 0 for what the form has.
     """
 
     quick: bool
     peer: Path | None
     say: Callable[[str], None]
     soak_minutes: float = 0.0
+    rounds: int = 0
 
     def pick(self, short: Any, long: Any) -> Any:
         """The short form's figure, or the long one's."""

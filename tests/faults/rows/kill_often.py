@@ -13,7 +13,7 @@ AFTER_SECONDS = 1.0
 
 async def measure(trial: Trial) -> Outcome:
     """Five minutes, or less."""
-    rounds = trial.pick(4, 12 if trial.is_peer else 60)
+    rounds = trial.rounds or trial.pick(4, 12 if trial.is_peer else 60)
     num_kills = 0
     with trial.cluster() as cluster:
         load = Load(cluster.url)
@@ -37,7 +37,8 @@ async def measure(trial: Trial) -> Outcome:
     failed, wrong = len(load.failed), len(load.wrong)
     return Outcome(
         failed == 0 == wrong,
-        f"{failed} of {len(load.answers)} failed, {wrong} wrong in {num_kills} kills",
+        f"{failed} of {len(load.answers)} failed, {wrong} wrong in {num_kills} kills in "
+        f"{rounds * PERIOD_SECONDS / 60:.1f} min",
         failures(load),
     )
 
