@@ -12,7 +12,7 @@ from faults.clusters import FaultyCluster
 from faults.load import Load, Questions
 from faults.trial import Outcome, Row, Trial, failures
 
-CONCURRENCY = 24
+CONCURRENCY = 8
 HEAD = "gcs_server"
 START_SECONDS = 300.0
 END_SECONDS = 60.0
