@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +162,7 @@ def router_is_younger_than(seconds: float, served: Served) -> bool:
     """Whether another router took over, and has all workers."""
     try:
         return served.get("/cluster")["uptime_seconds"] < seconds and len(served.ready()) == 3
-    except OSError:
+    except (OSError, HTTPException):  # It may end in the middle of an answer.
         return False
 
 
