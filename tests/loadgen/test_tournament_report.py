@@ -236,6 +236,19 @@ def test_capacity_over_all_workloads_is_a_geometric_mean() -> None:
     ]
 
 
+def test_capacity_over_each_policy_takes_all_workloads_that_tell() -> None:
+    cells = []
+    for workload, theirs in (("a", 4.0), ("b", 64.0)):
+        cells += sweep("preble", {10.0: 1.0, 20.0: 4.0}, workload=workload)
+        cells += sweep("e2", {10.0: 1.0, 20.0: theirs}, workload=workload)
+    cells += sweep("random", {10.0: 3.0, 20.0: 64.0}, workload="a")
+    ratio = 15.0 / (10 + 10 * math.log(2) / math.log(64))
+    assert rows(chapter(cells, "capacity").tables[2]) == [
+        ("e2", "2", f"{math.sqrt(ratio):.3g}", "1", f"{ratio:.3g}"),
+        ("random", "1", "1.5", "1.5", "1.5"),
+    ]
+
+
 def test_reproduction_sets_gains_beside_the_published_ones() -> None:
     cells = [
         make_cell(section="reproduction", policy="round_robin", e2e=20.0),

@@ -230,7 +230,12 @@ def capacity_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
         " linear one, whichever crosses first. Intervals are 95 % over seeds; ≥ marks a policy"
         " that kept the highest rate in some seed, ≤ one that did not keep the lowest. A workload"
         " has sharing if some policy serves at least 5 % of its prompt tokens from cache.",
-        tables=[_best(rows, sharing), _together(rows, sharing), _every_capacity(rows)],
+        tables=[
+            _best(rows, sharing),
+            _together(rows, sharing),
+            _against_each(rows, sharing),
+            _every_capacity(rows),
+        ],
     )
 
 
@@ -298,6 +303,33 @@ def _together(rows: Sequence[CapacityRow], sharing: set[str]) -> Table:
             and (low := number(min(known)))
         ],
         num_names=2,
+    )
+
+
+def _against_each(rows: Sequence[CapacityRow], sharing: set[str]) -> Table:
+    with_sharing = [row for row in rows if row.setting.name in sharing]
+    rivals = {policy for row in with_sharing for policy in row.of if not is_own(policy)}
+    ratios = {
+        rival: [
+            found
+            for row in with_sharing
+            if rival in row.of and (found := row.ratio(rival)) is not None
+        ]
+        for rival in rivals
+    }
+    means = {rival: geometric_mean(known) for rival, known in ratios.items() if known}
+    return Table(
+        title="Against each policy alone",
+        text="A cluster runs one policy, whatever comes. Geometric mean of preble's capacity over"
+        " that policy's on the workloads with sharing, and the lowest and highest ratio. Where one"
+        " of the two is only a bound, so is the ratio, from below or above as the bound is.",
+        columns=("Policy", "Number", "Geo. mean", "Lowest", "Highest"),
+        rows=[
+            Row((rival, str(len(known)), number(mean), number(min(known)), number(max(known))))
+            for rival, mean in sorted(means.items(), key=lambda item: item[1])
+            for known in (ratios[rival],)
+        ],
+        num_names=1,
     )
 
 
