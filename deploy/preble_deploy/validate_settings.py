@@ -52,10 +52,10 @@ class ValidateSettings(Settings):
         Field(None, description="Instead, a file that `preble replay` reads.")
     )
     requests: Annotated[int, Field(ge=1), Flag(metavar="N", panel=REQUESTS)] = Field(
-        300, description="How many requests; the first third is a rehearsal."
+        450, description="How many requests; the first third is a rehearsal."
     )
     rate: Annotated[float, Field(gt=0), Flag(metavar="REQUESTS/S", panel=REQUESTS)] = Field(
-        1.0,
+        1.5,
         description="Requests per second on average. The cores must bear it: where more workers "
         "compute at once than there are cores, live steps take longer and simulated ones do not. "
         "At 1 the demo model's workers together compute a fifth of the time.",

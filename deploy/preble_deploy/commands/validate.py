@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from preble_loadgen.validation import Validation
 
 STARTUP_SECONDS = 120.0
+REQUESTS_PER_PREFIX = 45
+"""So many that all copies are made during the rehearsal, or soon after: which worker makes one can
+hang on a millisecond, and each moves the cached share."""
 
 
 def run(settings: ValidateSettings) -> int:
@@ -64,7 +67,10 @@ def _trace(settings: ValidateSettings) -> "Trace":
         trace = load_trace(settings.trace, limit=settings.requests)
     else:
         options = WorkloadOptions(
-            requests=settings.requests, workers=settings.workers, seed=settings.seed
+            requests=settings.requests,
+            prefixes=max(1, settings.requests // REQUESTS_PER_PREFIX),
+            workers=settings.workers,
+            seed=settings.seed,
         )
         trace = make_workload(settings.workload, options)
     return trace.fitted(settings.max_context)
