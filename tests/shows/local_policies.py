@@ -45,7 +45,7 @@ TIERS = {"alise": ("host",), "adaptive": ("host",)}
 """Who can make use of more than the device's cache."""
 MAX_SEQUENCES = 16
 TTFT_SLO, TBT_SLO = 0.3, 0.2
-SLOWNESS = (1.0, 1.2, 1.4)
+SLOWNESS = (1.0, 1.5, 2.0)
 """Actual over predicted step time, of the simulated runs."""
 MARGIN = 0.25
 
@@ -196,10 +196,10 @@ def tools(count: int, *, rate: float, seed: int) -> Trace:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--chats", type=int, default=400, help="how many")
-    parser.add_argument("--chats-rate", type=float, default=45.0, help="requests/s on average")
-    parser.add_argument("--tools", type=int, default=150, help="how many")
-    parser.add_argument("--tools-rate", type=float, default=12.0, help="requests/s on average")
+    parser.add_argument("--chats", type=int, default=300, help="how many")
+    parser.add_argument("--chats-rate", type=float, default=35.0, help="requests/s on average")
+    parser.add_argument("--tools", type=int, default=120, help="how many")
+    parser.add_argument("--tools-rate", type=float, default=8.0, help="requests/s on average")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     traces = {
