@@ -223,6 +223,10 @@ class LoadReport:
     loaded_tokens_total: int = 0
 
 
+TURNED_AWAY = "the worker is draining"
+"""`RequestOutput.error` of a request that came to a worker which is about to end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutput:
     """What one step produced for one request.

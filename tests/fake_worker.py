@@ -16,7 +16,7 @@ from pretend_logprobs import pretend_logprobs
 from preble.cost import CostModel
 from preble.page_keys import TOKEN_BYTES, num_tokens, pack_tokens
 from preble.transport import Tls, aio_server, listen
-from preble.types import WorkerSpec
+from preble.types import TURNED_AWAY, WorkerSpec
 from preble.v1 import worker_pb2 as pb
 from preble.v1 import worker_pb2_grpc
 from preble.wire import hello_to_wire, logprobs_to_wire
@@ -245,7 +245,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         )
         if self.faults.draining or self.faults.engine_error:
             output.finish_reason = pb.FINISH_REASON_ERROR
-            output.error = self.faults.engine_error or "the worker is draining"
+            output.error = self.faults.engine_error or TURNED_AWAY
         elif self.faults.refuse:
             output.finish_reason = pb.FINISH_REASON_REFUSED
             output.error = "longer than this worker's cache"

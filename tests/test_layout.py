@@ -32,6 +32,7 @@ PURE = [
     "preble/leaf_digest.py",
     "preble/prefix_tree.py",
     "preble/cost.py",
+    "preble/fair_share.py",
     "preble/first_principles.py",
     "router/preble_router/stimuli.py",
     "router/preble_router/scheduler.py",

@@ -25,7 +25,7 @@ from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.membership import Membership
 from preble_router.poison import PoisonBook, fingerprint
-from preble_router.request_ends import needed_tokens, poisoned, worker_gone
+from preble_router.request_ends import poisoned, worker_gone
 from preble_router.retry_budget import RetryBudget
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
@@ -166,7 +166,7 @@ class Attempts:
             if worker_id in sessions and sessions[worker_id].serial == serial
         }
         if self._membership.limits_differ:
-            needed = needed_tokens(generation.request)
+            needed = generation.request.needed_tokens
             excluded.update(
                 session.worker_id
                 for session in sessions.values()

@@ -34,7 +34,7 @@ from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
 from preble_router.loop_turn import LoopTurn
 from preble_router.membership import Membership
-from preble_router.request_ends import needed_tokens, too_long
+from preble_router.request_ends import too_long
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.slow_readers import SlowReaders
@@ -251,7 +251,7 @@ class Dispatcher:
         limit = self.context_tokens
         if limit is None:
             raise NoWorkers("no worker is ready")
-        if needed_tokens(request) > limit:
+        if request.needed_tokens > limit:
             raise too_long(request, limit)
 
     def _check_room(self, num_requests: int = 1) -> None:

@@ -30,6 +30,11 @@ class GenerationRequest:
     tenant: str = ""
     embedding: Vector | None = None
 
+    @property
+    def needed_tokens(self) -> int:
+        """Prompt plus output, at most."""
+        return num_tokens(self.tokens) + self.sampling.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

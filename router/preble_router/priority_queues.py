@@ -33,12 +33,9 @@ class PriorityQueues:
         """Until a prefill of `priority` placed now would start, whoever the `tenant`, per slot: the
         share of the whole wait that is not behind it. What other routers have queued is taken to be
         the same mix."""
-        for level in self._tokens:
-            if level < priority:
-                break
-        else:
-            return table.wait_seconds
         lower = [lane for level, lane in self._tokens.items() if level < priority]
+        if not lower:
+            return table.wait_seconds
         share = np.ones(table.num_slots)
         for slot in {slot for lane in lower for slot in lane}:
             total = sum(lane.get(slot, 0) for lane in self._tokens.values())

@@ -5,14 +5,9 @@ from preble.page_keys import num_tokens
 from preble_router.generation import Generation, GenerationRequest
 
 
-def needed_tokens(request: GenerationRequest) -> int:
-    """Prompt plus output."""
-    return num_tokens(request.tokens) + request.sampling.max_tokens
-
-
 def too_long(request: GenerationRequest, limit: int | None, message: str = "") -> PromptTooLong:
     """The request fits no worker; `limit` is what would."""
-    needed = needed_tokens(request)
+    needed = request.needed_tokens
     default = (
         f"the prompt has {num_tokens(request.tokens)} tokens and the output may have "
         f"{request.sampling.max_tokens}, together {needed}, but the limit is {limit} tokens"

@@ -4,7 +4,7 @@ import math
 
 from preble.errors import DeadlineExceeded, PeerError, WorkerFailed
 from preble.page_keys import TOKEN_BYTES, num_tokens
-from preble.types import FinishReason
+from preble.types import TURNED_AWAY, FinishReason
 from preble.v1 import worker_pb2 as pb
 from preble.wire import (
     cache_events_from_wire,
@@ -154,4 +154,4 @@ class Steps:
 
 def _drains(output: pb.RequestOutput) -> bool:
     """Whether the worker took it no more, because it is about to end."""
-    return "draining" in output.error
+    return output.error == TURNED_AWAY

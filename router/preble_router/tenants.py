@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
+from preble.fair_share import OUTPUT_WEIGHT
 from preble.types import Usage
 
-OUTPUT_WEIGHT = 2.0
-"""An output token in units of a prompt token that has to be computed."""
 _DIGEST_CHARS = 12
 
 

@@ -125,6 +125,8 @@ class WorkerTable:
         context = load.context_tokens + load.others_context_tokens
         prefill = load.prefill_tokens
 
+        # As `CostModel.step_seconds` has it, but what both steps share is computed once: every
+        # report of every worker comes here.
         traffic = cost.weight_read + cost.per_context_token * context
         chunk = max(spec.max_batch_tokens - decoding, 1)
         compute = cost.per_prefill_token * chunk + cost.per_decode * decoding

@@ -10,8 +10,9 @@ from time import thread_time
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fake_engine import StubEngine
 from local_policy_helpers import Job
-from worker_helpers import StubEngine, make_request
+from worker_helpers import make_request
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import POLICY_NAMES, PolicyOptions

@@ -13,7 +13,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from worker_helpers import StubEngine, make_request
+from fake_engine import StubEngine
+from worker_helpers import make_request
 
 from preble.page_keys import namespace_page, pack_tokens
 from preble_worker.config import SchedulerConfig

@@ -110,7 +110,8 @@ def test_later_attempts_are_not_refused() -> None:
     scheduler = synced_scheduler("preble", ["w0"])
     scheduler.place(prompt("r", deadline_at=1.0), now=0.0)
     queue_up(scheduler, 100)
-    scheduler.place(prompt("r", attempt=2, deadline_at=1.0), now=0.5)
+    again = scheduler.place(prompt("r", attempt=2, deadline_at=1.0), now=0.5)
+    assert again.worker_id == "w0"
 
 
 def test_what_was_predicted_wrongly_is_corrected() -> None:

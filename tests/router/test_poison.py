@@ -11,6 +11,8 @@ from preble.errors import PoisonedRequest, WorkerFailed
 from preble.page_keys import pack_tokens
 from preble.types import SamplingParams
 from preble.v1 import worker_pb2 as pb
+from preble_router.dispatch import Dispatcher
+from preble_router.generation import Delta
 from preble_router.poison import (
     ALIBI_TOKENS,
     MOST_REMEMBERED,
@@ -154,17 +156,23 @@ def victims(count: int, *, fatal_position: int = 0) -> tuple[list[Victim], list[
     return workers, killed
 
 
+async def begun_company(dispatcher: Dispatcher) -> list[asyncio.Task[list[Delta]]]:
+    """Forty harmless streams, half of them well under way; each task holds one to its tokens."""
+    others = [
+        dispatcher.start(generation_request(f"q{i}", seed=i, max_tokens=150)) for i in range(40)
+    ]
+    checks = [asyncio.create_task(assert_exact(generation)) for generation in others]
+    await until(lambda: all(generation.num_output_tokens > 3 for generation in others[:20]))
+    return checks
+
+
 @pytest.mark.parametrize("fatal_position", [0, 5])
 async def test_a_poisoned_request_costs_two_workers_and_no_other_request(
     fatal_position: int,
 ) -> None:
     workers, killed = victims(4, fatal_position=fatal_position)
     async with cluster(*workers) as dispatcher:
-        others = [
-            dispatcher.start(generation_request(f"q{i}", seed=i, max_tokens=150)) for i in range(40)
-        ]
-        checks = [asyncio.create_task(assert_exact(generation)) for generation in others]
-        await until(lambda: all(generation.num_output_tokens > 3 for generation in others[:20]))
+        checks = await begun_company(dispatcher)
         poison = generation_request("poison", tokens=POISON, max_tokens=30)
         with pytest.raises(PoisonedRequest):
             await collect(dispatcher.start(poison))
@@ -255,11 +263,7 @@ class Raiser(FakeWorker):
 async def test_a_request_on_which_engines_fail_is_refused_and_takes_nobody_with_it() -> None:
     workers = [Raiser(f"w{i}") for i in range(4)]
     async with cluster(*workers) as dispatcher:
-        others = [
-            dispatcher.start(generation_request(f"q{i}", seed=i, max_tokens=150)) for i in range(40)
-        ]
-        checks = [asyncio.create_task(assert_exact(generation)) for generation in others]
-        await until(lambda: all(generation.num_output_tokens > 3 for generation in others[:20]))
+        checks = await begun_company(dispatcher)
         poison = generation_request("poison", tokens=POISON, max_tokens=30)
         with pytest.raises(WorkerFailed, match="boom"):
             await collect(dispatcher.start(poison))

@@ -5,10 +5,10 @@ from collections import Counter
 
 from routing_helpers import pages, synced_scheduler
 
+from preble.fair_share import OUTPUT_WEIGHT
 from preble.types import LoadReport
 from preble_router.policies.d2lpm import MAX_TENANTS, QUANTUM_TOKENS, DoubleDeficit
 from preble_router.stimuli import Progress, RequestFinished, RouteRequest, StepReport
-from preble_router.tenants import OUTPUT_WEIGHT
 
 RNG = random.Random(0)
 

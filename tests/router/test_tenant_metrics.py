@@ -2,9 +2,10 @@
 
 from gateway_helpers import FakeDispatcher, gateway, spoken
 
+from preble.fair_share import OUTPUT_WEIGHT
 from preble.types import Usage
 from preble_router.metrics import MAX_TENANTS, Metrics
-from preble_router.tenants import OUTPUT_WEIGHT, charged_tokens
+from preble_router.tenants import charged_tokens
 
 NAME = "preble_router_tenant_charged_tokens_total"
 

@@ -6,6 +6,7 @@ from vopr.network import Network, Wire
 from vopr.violation import Violation
 from vopr.workers import Process
 
+from preble.types import TURNED_AWAY
 from preble.v1 import worker_pb2 as pb
 from preble_router.dispatch import Dispatcher
 
@@ -61,7 +62,7 @@ class PoisonWatch:
             generation = self._dispatcher.attempts.live.get(output.request_id)
             if (
                 output.finish_reason == pb.FINISH_REASON_ERROR
-                and "draining" not in output.error
+                and output.error != TURNED_AWAY
                 and generation is not None
                 and generation.attempt == output.attempt
                 and generation.session is not None

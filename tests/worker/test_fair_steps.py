@@ -4,13 +4,15 @@ import random
 from itertools import count
 
 import pytest
+from fake_engine import StubEngine
 from local_policy_helpers import Job
-from worker_helpers import StubEngine, make_request
+from worker_helpers import make_request
 
+from preble.fair_share import SAVINGS_TOKENS
 from preble_worker.batch import Batch
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import PolicyOptions
-from preble_worker.policies.dlpm import QUANTUM_TOKENS, SAVINGS_TOKENS, Dlpm
+from preble_worker.policies.dlpm import QUANTUM_TOKENS, Dlpm
 from preble_worker.scheduler import LocalScheduler
 
 

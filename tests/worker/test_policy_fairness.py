@@ -3,15 +3,15 @@
 from itertools import islice
 
 import pytest
+from fake_engine import StubEngine
 from local_policy_helpers import Job
-from worker_helpers import StubEngine, make_request
+from worker_helpers import make_request
 
+from preble.fair_share import OUTPUT_WEIGHT, SAVINGS_TOKENS
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import PolicyOptions
 from preble_worker.policies.dlpm import (
-    OUTPUT_WEIGHT,
     QUANTUM_TOKENS,
-    SAVINGS_TOKENS,
     Dlpm,
     Standing,
 )

@@ -5,8 +5,9 @@ import random
 from statistics import fmean
 
 import pytest
+from fake_engine import StubEngine
 from local_policy_helpers import Job
-from worker_helpers import StubEngine, Worker, make_request
+from worker_helpers import Worker, make_request
 
 from preble_worker.config import SchedulerConfig
 from preble_worker.policies import (

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preble.cost import CostModel
-from preble.types import FinishReason, Phase, RequestOutput, WorkerRequest
+from preble.types import TURNED_AWAY, FinishReason, Phase, RequestOutput, WorkerRequest
 from preble_worker.batch import Batch, predicted_seconds
 from preble_worker.loop_messages import (
     Cancel,
@@ -210,5 +210,5 @@ def _turned_away(request: WorkerRequest) -> RequestOutput:
         attempt=request.attempt,
         position=request.num_delivered,
         finish_reason=FinishReason.ERROR,
-        error="the worker is draining",
+        error=TURNED_AWAY,
     )

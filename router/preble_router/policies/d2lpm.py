@@ -16,17 +16,17 @@ from collections import OrderedDict
 
 import numpy as np
 
+from preble.fair_share import OUTPUT_WEIGHT, SAVINGS_TOKENS
 from preble.types import WorkerSpec
 from preble_router.booking import Booking
 from preble_router.candidates import Candidates, draw
 from preble_router.policies.policy import Choice, RoutingPolicy
 from preble_router.residence import ClusterNode
-from preble_router.tenants import OUTPUT_WEIGHT
 from preble_router.worker_table import Column
 
-QUANTUM_TOKENS = 2048.0
-"""Credit with each worker that a tenant gets when it has none anywhere: half of what it can have
-saved there (`preble_worker.policies.dlpm`)."""
+QUANTUM_TOKENS = SAVINGS_TOKENS / 2.0
+"""Credit with each worker that a tenant gets when it has none anywhere: half of what `dlpm` lets it
+have saved there."""
 MAX_TENANTS = 10_000
 """More than that: who was placed longest ago is forgotten."""
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import ceil
 
+from preble.fair_share import OUTPUT_WEIGHT, SAVINGS_TOKENS
 from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
 
 QUANTUM_TOKENS = 512.0
 """What credit is granted in, and what it must differ by to count."""
-SAVINGS_TOKENS = 4096.0
-"""Most credit that a tenant can have, and what a new one has."""
-OUTPUT_WEIGHT = 2.0
-"""An output token in units of a prompt token that has to be computed."""
 MAX_TENANTS = 10_000
 """More than that: those without live requests are forgotten."""
 
