@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,6 +34,23 @@ def run_here(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
     status = cli.run(words)
     captured = capsys.readouterr()
     return Outcome(status, captured.out, captured.err)
+
+
+def refusal(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    entry: tuple[ModuleType, str],
+    *words: str,
+) -> str:
+    """What `preble words` complains of; `entry` would start a cluster, and must not be reached."""
+
+    async def started(*_: object) -> None:
+        pytest.fail("a cluster was started")
+
+    monkeypatch.setattr(*entry, started)
+    outcome = run_here(capsys, *words)
+    assert outcome.status == 2
+    return outcome.complaint
 
 
 def run_preble(*words: str) -> Outcome:

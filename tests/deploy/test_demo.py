@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from deploy_helpers import run_here
+from deploy_helpers import refusal, run_here
 
 from preble_deploy.commands import demo
 
@@ -37,10 +37,4 @@ def test_options_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def started(*_: object) -> None:
-        pytest.fail("a cluster was started")
-
-    monkeypatch.setattr(demo, "_shown", started)
-    outcome = run_here(capsys, "demo", *words)
-    assert outcome.status == 2
-    assert says in outcome.complaint
+    assert says in refusal(capsys, monkeypatch, (demo, "_shown"), "demo", *words)

@@ -1,7 +1,7 @@
 """`preble validate`: what it refuses before anything is started."""
 
 import pytest
-from deploy_helpers import run_here
+from deploy_helpers import refusal
 
 from preble_deploy.commands import validate
 
@@ -23,10 +23,4 @@ def test_options_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def started(*_: object) -> None:
-        pytest.fail("a cluster was started")
-
-    monkeypatch.setattr(validate, "_validate", started)
-    outcome = run_here(capsys, "validate", *words)
-    assert outcome.status == 2
-    assert says in outcome.complaint
+    assert says in refusal(capsys, monkeypatch, (validate, "_validate"), "validate", *words)

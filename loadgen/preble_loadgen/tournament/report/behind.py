@@ -23,7 +23,11 @@ def behind_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
     if not complete:
         return None
     policies = list(dict.fromkeys(policy for by in complete.values() for policy in by))
-    rows = [_over_default(policy, complete) for policy in policies]
+    rows = []
+    for at in sorted({load for _, load, _ in complete}):
+        there = {place: by for place, by in complete.items() if place[1] == at}
+        known = [policy for policy in policies if any(policy in by for by in there.values())]
+        rows += [_over_default(policy, at, there) for policy in known]
     return Chapter(
         anchor="behind",
         title="Local policies behind the router",
@@ -33,33 +37,35 @@ def behind_chapter(cells: Sequence[CellFigures]) -> Chapter | None:
                 title=f"Over the default, {BASELINE}",
                 text="Geometric means, over all places where both were run, of the ratio of each"
                 " figure to the default's; below 1 is better.",
-                columns=("Local policy", "Places", *MEASURES, "Worst p99 TTFT"),
-                rows=sorted(rows, key=lambda row: float(row.cells[2])),
+                columns=("Load", "Local policy", "Places", *MEASURES, "Worst p99 TTFT"),
+                rows=rows,
+                num_names=2,
             ),
             Table(
                 title="By workload and load",
                 text="Mean / p99 time to first token in seconds, and within the SLOs.",
-                columns=("Workload", "Load", *policies),
+                columns=("Workload", "Load", "Seed", *policies),
                 rows=[_figures(place, by, policies) for place, by in complete.items()],
-                num_names=2,
+                num_names=3,
             ),
         ],
     )
 
 
-def _over_default(policy: str, places: dict[Place, dict[str, CellFigures]]) -> Row:
+def _over_default(policy: str, load: float, places: dict[Place, dict[str, CellFigures]]) -> Row:
     pairs = [(by[policy], by[BASELINE]) for by in places.values() if policy in by]
     means = [
         number(geometric_mean([measure(ours) / measure(theirs) for ours, theirs in pairs]))
         for measure in MEASURES.values()
     ]
     worst = max(ours.ttft.p99 / theirs.ttft.p99 for ours, theirs in pairs)
-    return Row((policy, str(len(pairs)), *means, number(worst)), strong=policy == BASELINE)
+    cells = (f"{load:g}", policy, str(len(pairs)), *means, number(worst))
+    return Row(cells, strong=policy == BASELINE)
 
 
 def _figures(place: Place, by: dict[str, CellFigures], policies: Sequence[str]) -> Row:
-    workload, load, _ = place
-    return Row((workload, f"{load:g}", *(_cell(by.get(policy)) for policy in policies)))
+    workload, load, seed = place
+    return Row((workload, f"{load:g}", str(seed), *(_cell(by.get(policy)) for policy in policies)))
 
 
 def _cell(cell: CellFigures | None) -> str:

@@ -21,7 +21,7 @@ BEHIND = "scheduling-behind"
 MULTI_HEAD = "opt-13b-a100-40gb"
 GROUPED = "llama-3-8b-h100"
 POISSON, BURSTS = 1.0, 4.0
-LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.1, 0.3, 0.5, 0.75)}
+LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.03, 0.1, 0.3, 0.5, 0.75)}
 """By the CV of the arrivals: bursts break objectives at lower rates."""
 FARTHER = {"alpaca": (2.8,), "sharegpt": (2.8,)}
 """Further loads with Poisson arrivals, of the requests for which ALISE's gains are published."""
@@ -73,7 +73,8 @@ BY_PREFIX = ("lpm", "preble_groups")
 
 BEHIND_CONTESTS = ("tool_use", "embodied_agent", "programming", "video_qa", "long_documents")
 BEHIND_WORKERS = 8
-BEHIND_LOADS = (1.2, 0.7)
+BEHIND_LOADS: tuple[float, ...] = (1.2, 1.0, 0.7)
+BEHIND_SEEDS: tuple[int, ...] = (1, 2)
 BEHIND_POLICIES = ("fcfs", "lpm", "preble_groups", "mlfq", "srpt", "alise", "adaptive")
 
 
@@ -117,8 +118,10 @@ def _loads(name: str, cv: float, *, quick: bool) -> tuple[float, ...]:
 def behind(scope: Scope) -> Iterator[CellKey]:
     """Eight workers behind `preble`, whose requests share prefixes."""
     cost = load_cost_model(REFERENCE)
-    loads = BEHIND_LOADS[:1] if scope.quick else BEHIND_LOADS
-    for load, name, local_policy in product(loads, BEHIND_CONTESTS, BEHIND_POLICIES):
+    seeds, loads = BEHIND_SEEDS, BEHIND_LOADS
+    if scope.quick:
+        seeds, loads = seeds[:1], loads[:1]
+    for seed, load, name, local_policy in product(seeds, loads, BEHIND_CONTESTS, BEHIND_POLICIES):
         yield CellKey(
             section=BEHIND,
             workload=name,
@@ -128,5 +131,5 @@ def behind(scope: Scope) -> Iterator[CellKey]:
             cost_model=REFERENCE,
             rate=round(load * BEHIND_WORKERS * cluster_rate(CONTESTS[name], cost), 6),
             load=load,
-            seed=1,
+            seed=seed,
         )
