@@ -23,8 +23,11 @@ GROUPED = "llama-3-8b-h100"
 POISSON, BURSTS = 1.0, 4.0
 LOADS = {POISSON: (0.5, 0.75, 1.0, 1.4, 2.0), BURSTS: (0.03, 0.1, 0.3, 0.5, 0.75)}
 """By the CV of the arrivals: bursts break objectives at lower rates."""
-FARTHER = {"alpaca": (2.8,), "sharegpt": (2.8,)}
-"""Further loads with Poisson arrivals, of the requests for which ALISE's gains are published."""
+FARTHER = {
+    POISSON: {"alpaca": (2.8,), "sharegpt": (2.8,)},
+    BURSTS: {"alpaca": (1.0, 1.4)},
+}
+"""Further loads, of requests that keep their latency at those of `LOADS`."""
 GRIDS = (
     (1, MULTI_HEAD, POISSON),
     (1, GROUPED, POISSON),
@@ -112,7 +115,7 @@ def scheduling(scope: Scope) -> Iterator[CellKey]:
 def _loads(name: str, cv: float, *, quick: bool) -> tuple[float, ...]:
     if quick:
         return LOADS[cv][2:3]
-    return (*LOADS[cv], *(FARTHER.get(name, ()) if cv == POISSON else ()))
+    return (*LOADS[cv], *FARTHER[cv].get(name, ()))
 
 
 def behind(scope: Scope) -> Iterator[CellKey]:
