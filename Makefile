@@ -69,7 +69,7 @@ JOBS ?= 2
 vopr = PYTHONPATH=tests $(BIN)/python -m vopr --jobs $(JOBS) $(if $(MUTANT),--mutant $(MUTANT))
 
 vopr: $(READY)  ## Simulate SEEDS=10000 lives of a cluster with faults; SEED=n replays one.
-	$(vopr) $(if $(SEED),--seed $(SEED),$(if $(REGRESSION),--regression $(REGRESSION),--seeds $(SEEDS)))
+	$(vopr) $(if $(SEED),--seed $(SEED),$(if $(REGRESSION),--regression $(REGRESSION),--seeds $(SEEDS) --first $(or $(FIRST),0)))
 
 vopr-mutants: $(READY)  ## Plant bugs, and show that simulated lives find each of them.
 	$(vopr) --mutants --seeds 400

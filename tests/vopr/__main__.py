@@ -17,12 +17,12 @@ from rich.table import Table
 from vopr.faults import KINDS
 from vopr.mutants import MUTANTS, Hunt, hunt
 from vopr.regressions import REGRESSIONS
-from vopr.world import Verdict, run_life, run_seed
+from vopr.world import Verdict, collect_rarely, run_life, run_seed
 
 EXAMPLES = """
 examples:
   make vopr                           10,000 seeds on two processes, after the bugs of the past
-  make vopr SEEDS=500 JOBS=4          fewer, on more
+  make vopr SEEDS=500 FIRST=1000 JOBS=4   fewer, from another one on, on more processes
   make vopr SEED=17                   one again, with all that happens in it
   make vopr REGRESSION=3              a bug of the past, in the same way
   make vopr SEED=17 MUTANT=silence_is_not_noticed     with a bug planted
@@ -32,7 +32,7 @@ exit status: 0 if nothing was violated and all planted bugs were found, else 1; 
 """
 MOST_SHOWN = 20
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=max(Console().width, 120))
 
 
 class Summary:
@@ -42,6 +42,7 @@ class Summary:
         self.num_lives = self.num_failed = 0
         self._columns: dict[str, Counter[str]] = {
             "what happened": Counter(dict.fromkeys(KINDS, 0)),
+            "lived with": Counter(),
             "asked for": Counter(),
             "end of a request": Counter(),
         }
@@ -52,7 +53,7 @@ class Summary:
         self.num_lives += 1
         for counts, more in zip(
             self._columns.values(),
-            (verdict.struck, verdict.features, verdict.outcomes),
+            (verdict.struck, verdict.traits, verdict.features, verdict.outcomes),
             strict=True,
         ):
             counts.update(more)
@@ -98,7 +99,7 @@ def run_many(seeds: range, jobs: int) -> int:
 
 def _live(seeds: range, jobs: int, summary: Summary) -> None:
     with (
-        get_context("spawn").Pool(jobs) as pool,
+        get_context("spawn").Pool(jobs, initializer=collect_rarely) as pool,
         Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar,
     ):
         task = bar.add_task("seeds", total=len(seeds))

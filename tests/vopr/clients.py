@@ -55,7 +55,6 @@ class Client:
             try:
                 started = self._start(host.router, choices, tries)
             except CapacityError as error:
-                self._check_refusal(error, host.router)
                 await asyncio.sleep(error.retry_after_seconds * self._rng.uniform(1, 2))
                 continue
             except (PoisonedRequest, DeadlineExceeded) as error:
@@ -93,7 +92,9 @@ class Client:
                 )
                 started.append(router.start(request))
                 self._generations.append(started[-1])
-        except PrebleError:
+        except PrebleError as error:
+            if isinstance(error, CapacityError):
+                self._check_refusal(error, router)
             for generation in started:
                 generation.cancel()
             raise

@@ -219,8 +219,8 @@ async def wrong_tree(world: "World", rng: random.Random) -> None:
         slot = next(w.slot for w in scheduler._roster if w.spec.worker_id == worker_id)
         if rng.random() < 0.5:
             scheduler._tree.forget(slot)
-        wire = router.wire_to(router.dispatcher.membership.sessions[worker_id])
-        paths = router.feeds[wire].paths if wire in router.feeds else ()
+        wire = router.trees.wire_to(router.dispatcher.membership.sessions[worker_id])
+        paths = wire.feed.paths if wire is not None else ()
         for path in sorted(paths)[: rng.randrange(4)]:
             scheduler._tree.store(slot, path)
 
@@ -264,6 +264,8 @@ KINDS = (
     *("client gives up", "client vanishes", "client stalls"),
     *(mangle.__name__ for mangle in (*OF_EVENTS, *OF_OUTPUTS)),
     *("events_reordered", "events_delayed", "last_events_lost"),
+    *("snapshot is asked for", "tree makes room", "quota spares a namespace"),
+    *("router is full", "too late everywhere"),
 )
 """All that is counted when it strikes."""
 

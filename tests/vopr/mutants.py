@@ -13,10 +13,14 @@ from vopr.world import run_seed
 
 from preble.errors import Overloaded
 from preble_router import tree_sync
+from preble_router.admission import Admission
 from preble_router.attempts import Attempts
+from preble_router.cluster_tree import ClusterTree
 from preble_router.dispatch import Dispatcher
 from preble_router.event_feed import EventFeed, FeedStep
+from preble_router.fair_queues import FairQueues
 from preble_router.generation import Generation
+from preble_router.host_tree import HostTree
 from preble_router.liveness import Change, Liveness
 from preble_router.load import WorkerLoad
 from preble_router.membership import Membership
@@ -27,6 +31,7 @@ from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.slow_readers import SlowReaders
 from preble_router.steps import Steps
+from preble_router.tree_sync import TreeSync
 from preble_worker.request_book import RequestBook
 from preble_worker.service import WorkerService
 from preble_worker.step_loop import StepLoop
@@ -299,6 +304,54 @@ def expected_marks_never_expire(original: Any, self: Any, *, now: Any) -> Any:
         return original(self, now=now)
     finally:
         self._expecting = expecting
+
+
+@replace(TreeSync, "leave")
+def what_lost_workers_held_is_still_believed(original: Any, self: Any, worker: Any) -> None:
+    self._asking.pop(worker.spec.worker_id, None)
+
+
+@replace(HostTree, "forget")
+def host_memory_outlives_its_worker(original: Any, self: Any, slot: Any) -> None:
+    return
+
+
+@replace(EventFeed, "ask")
+def snapshots_are_asked_for_all_the_time(original: Any, self: Any, *, now: Any) -> Any:
+    due = original(self, now=now)
+    if self._awaits:
+        self._ask_at = now
+    return due
+
+
+# Limits
+
+
+@replace(ClusterTree, "_is_too_long")
+def the_tree_has_no_limit(original: Any, self: Any, *args: Any) -> bool:
+    return False
+
+
+@replace(ClusterTree, "place")
+def namespaces_have_no_quotas(
+    original: Any, self: Any, *args: Any, now: Any, namespace: Any
+) -> Any:
+    return original(self, *args, now=now)
+
+
+@replace(Dispatcher, "_check_room")
+def routers_are_never_full(original: Any, self: Any, *args: Any) -> None:
+    return
+
+
+@replace(Admission, "_late_seconds")
+def idle_workers_are_too_late(original: Any, self: Any, candidates: Any) -> Any:
+    return original(self, candidates) + 1.0
+
+
+@replace(FairQueues, "remove")
+def who_has_begun_still_queues(original: Any, self: Any, booking: Any) -> None:
+    return
 
 
 # The worker

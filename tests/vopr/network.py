@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from vopr.feeds import ShadowFeed
+from vopr.inbox import Inbox
 
 from preble.v1 import worker_pb2 as pb
 from preble_router.dial import Connection
@@ -62,7 +64,7 @@ class Service(Protocol):
 class Observer(Protocol):
     """Who is told of all that passes."""
 
-    def submitted(self, wire: "Wire", message: pb.RouterMessage) -> None: ...
+    def sent(self, wire: "Wire", message: pb.RouterMessage) -> None: ...
     def heard(self, wire: "Wire", message: pb.WorkerMessage) -> None: ...
     def struck(self, kind: str) -> None: ...
 
@@ -152,7 +154,7 @@ class Pipe:
         return wire.network.is_blocked(wire.router, wire.address, self._direction)
 
     def put(self, item: Any) -> None:
-        # Timers at the same instant have no order, so no two are.
+        # What is sent later arrives later.
         self._last_at = max(self._loop.time() + self._latency, self._last_at + 1e-6)
         self._loop.call_at(self._last_at, self._arrive, item)
 
@@ -171,30 +173,6 @@ class Pipe:
             self._take(item)
 
 
-class Inbox:
-    """What has arrived and was not read. Reading is cancellable, and loses nothing by it."""
-
-    def __init__(self) -> None:
-        self._items: deque[Any] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, item: Any) -> None:
-        self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def replace_by(self, item: Any) -> None:
-        """All unread is lost."""
-        self._items.clear()
-        self.put(item)
-
-    async def get(self) -> Any:
-        while not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._items.popleft()
-
-
 class Wire:
     """One connection: a `LinkCall` to the router, iterator and context to the worker.
 
@@ -205,12 +183,14 @@ class Wire:
         is_given_up: the router has cancelled it, which the worker may not know yet.
         was_broken: by the worker, the network or a wrong message; not by the router's own will.
         is_over: nothing arrives any more, on either side.
+        feed: what the events that the router read say of the order they came in.
     """
 
     def __init__(self, network: Network, router: str, address: str) -> None:
         self.network = network
         self.router = router
         self.address = address
+        self.feed = ShadowFeed()
         self.is_over = False
         self.is_given_up = False
         self.was_broken = False
@@ -253,8 +233,7 @@ class Wire:
         """As `grpc.aio.StreamStreamCall.write`."""
         if self.is_over or self.is_given_up:
             raise asyncio.InvalidStateError("the call is over")
-        if message.WhichOneof("message") == "submit":
-            self.network.observer.submitted(self, message)
+        self.network.observer.sent(self, message)
         self._down.put(message)
 
     def cancel(self) -> None:

@@ -58,6 +58,8 @@ class PoisonWatch:
 
     def step(self, wire: Wire, step: pb.StepOutput) -> None:
         """Of an engine that may have failed."""
+        if not self._prompts:
+            return
         for output in step.outputs:
             generation = self._dispatcher.attempts.live.get(output.request_id)
             if (

@@ -3,12 +3,13 @@
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
 from math import exp
-from weakref import WeakKeyDictionary
 
-from vopr.feeds import ShadowFeed
+from vopr.life import Life
 from vopr.network import Network, Wire
 from vopr.poison_watch import PoisonWatch
+from vopr.tree_watch import TreeWatch
 from vopr.violation import Violation
 from vopr.workers import MODEL
 
@@ -25,11 +26,9 @@ from preble_router.session import Session
 TAKEOVER_SECONDS = 5.0
 SILENCE_SECONDS = 2.0
 MAX_ATTEMPTS = 3
-MAX_LIVE = 64
 SLOW_READER_SECONDS = 1.0
 LEEWAY_SECONDS = 0.3
 """What a limit may be overstepped by: a few ticks."""
-MOST_CHOICES = 4
 GHOST_SECONDS = 1.0
 """Within that a worker that can be reached has stopped computing for a request that ended."""
 
@@ -39,7 +38,6 @@ class Router:
 
     Attributes:
         accepted: requests it has taken.
-        feeds: what the events that were read say of the order they came in, by wire.
         poison: what it can know of requests that bring workers down.
     """
 
@@ -49,41 +47,41 @@ class Router:
         network: Network,
         *,
         rng: random.Random,
-        policy: str,
-        expected_seconds: float,
+        life: Life,
         workers: tuple[str, ...],
-        poison: frozenset[bytes],
-        most_brought_down: int,
+        struck: Callable[[str], None],
     ) -> None:
         self.name = name
         self.network = network
         self.accepted = 0
         self.ended_at: dict[tuple[str, int], float] = {}
-        self.feeds: WeakKeyDictionary[Wire, ShadowFeed] = WeakKeyDictionary()
         self._loop = asyncio.get_running_loop()
         self._placed_again: deque[float] = deque()
         self._accepted_at: deque[float] = deque()
         self._attempts: dict[str, int] = {}
-        self._gapped: set[Wire] = set()
+        self._life = life
+        self._struck = struck
         self._refused = 0
         self._waits_since: dict[str, float] = {}
         self._spurned_since: dict[str, float] = {}
         self._linked: dict[str, tuple[int, Wire | None]] = {}
         scheduler = GlobalScheduler(
-            make_policy(policy),
+            make_policy(life.policy),
             rng=random.Random(rng.getrandbits(32)),
-            expected_seconds=expected_seconds,
+            expected_seconds=life.expected_seconds,
             window_seconds=20.0,
+            max_tree_pages=life.max_tree_pages,
         )
         config = RouterConfig(
             model=MODEL,
             model_path=None,  # type: ignore[arg-type]
             router_id=name,
             workers=workers,
-            policy=policy,
+            policy=life.policy,
             silence_seconds=SILENCE_SECONDS,
             max_attempts=MAX_ATTEMPTS,
-            max_live_requests=MAX_LIVE,
+            max_live_requests=life.max_live,
+            max_queue_seconds=life.max_queue_seconds,
             slow_reader_seconds=SLOW_READER_SECONDS,
         )
         self.dispatcher = Dispatcher(
@@ -95,7 +93,14 @@ class Router:
             dial=network.dial_as(name),
         )
         self.poison = PoisonWatch(
-            name, network, self.dispatcher, prompts=poison, most=most_brought_down
+            name,
+            network,
+            self.dispatcher,
+            prompts=life.poison,
+            most=2 if len(life.asks) == 1 else 3,
+        )
+        self.trees = TreeWatch(
+            name, network, self.dispatcher, max_pages=life.max_tree_pages, struck=struck
         )
         self.dispatcher.open()
 
@@ -130,12 +135,31 @@ class Router:
 
     def judge_refusal(self, error: CapacityError, *, has_deadline: bool) -> None:
         """It took no new request: had it nobody, or too much to do?"""
-        ready = [s.worker_id for s in self.dispatcher.membership.sessions.values() if s.ready]
+        dispatcher = self.dispatcher
+        ready = [s for s in dispatcher.membership.sessions.values() if s.ready]
         if isinstance(error, NoWorkers):
-            if ready and self.dispatcher._accepting:
-                raise Violation(f"{self.name} says that no worker is ready, and {ready} are")
-        elif not has_deadline and self.dispatcher.num_live + MOST_CHOICES <= MAX_LIVE:
-            raise Violation(f"{self.name} is not overloaded with {self.dispatcher.num_live}")
+            if ready and dispatcher._accepting:
+                raise Violation(f"{self.name} says that no worker is ready, and {len(ready)} are")
+        elif dispatcher.num_live >= self._life.max_live:
+            self._struck("router is full")
+        elif not (has_deadline or self._life.max_queue_seconds):
+            raise Violation(f"{self.name} is not overloaded with {dispatcher.num_live}")
+        elif not dispatcher.attempts.poison.has_suspects and (idle := self._idle(ready)):
+            raise Violation(f"{self.name} says that all are busy, and {idle} are not")
+        else:
+            self._struck("too late everywhere")
+
+    def _idle(self, ready: list[Session]) -> list[str]:
+        """Those that would begin with a new request at once."""
+        sessions = {session.worker_id: session for session in ready}
+        return [
+            worker.spec.worker_id
+            for worker in self.dispatcher.scheduler._roster
+            if (session := sessions.get(worker.spec.worker_id)) is not None
+            and (worker.is_open and worker.feed.has_view and not session.live)
+            and (load := session.load) is not None
+            and not (load.num_waiting or load.num_running)
+        ]
 
     # What passes over its wires.
 
@@ -146,7 +170,9 @@ class Router:
         if wire.draining_since < now:
             raise Violation(f"{submit.request_id} was sent to {wire}, which drains")
         sessions = self.dispatcher.membership.sessions.values()
-        silent = [w for w in map(self.wire_to, sessions) if w is not None and self._is_mute(w)]
+        silent = [
+            w for w in map(self.trees.wire_to, sessions) if w is not None and self._is_mute(w)
+        ]
         if wire in silent and len(silent) <= max(1, len(sessions) // 2):
             raise Violation(f"{submit.request_id} was sent to {wire}, which is silent")
 
@@ -156,11 +182,6 @@ class Router:
         since = max(wire.heard_at, self._loop.jumped_at)  # type: ignore[attr-defined]
         limit = SILENCE_SECONDS + wire.announced_seconds + LEEWAY_SECONDS
         return now - since > limit
-
-    def wire_to(self, session: Session) -> Wire | None:
-        """The wire that the session is on; None if that has just gone."""
-        wires = self.network.between(self.name, session.address)
-        return next((w for w in wires if w.hears_of(session.spec.epoch)), None)
 
     def _check_attempt(self, submit: pb.Submit, now: float) -> None:
         generation = self.dispatcher.attempts.live.get(submit.request_id)
@@ -180,7 +201,6 @@ class Router:
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         wire.heard_at = self._loop.time()
-        feed = self.feeds.setdefault(wire, ShadowFeed())
         match message.WhichOneof("message"):
             case "hello":
                 self.poison.hello(wire)
@@ -189,15 +209,11 @@ class Router:
                 wire.announced_seconds = step.next_step_seconds
                 if step.phase == pb.PHASE_DRAINING:
                     wire.draining_since = min(wire.draining_since, wire.heard_at)
-                # What was delayed may be a former process's.
-                if step.HasField("cache") and step.cache.epoch == wire.epoch:
-                    feed.batch(step.cache)
-                    if feed.has_gap:
-                        self._gapped.add(wire)
+                self.trees.step(wire, step)
                 self._check_ghosts(wire, step)
                 self.poison.step(wire, step)
             case "snapshot":
-                feed.snapshot(message.snapshot)
+                wire.feed.snapshot(message.snapshot)
 
     def _check_ghosts(self, wire: Wire, step: pb.StepOutput) -> None:
         now = self._loop.time()
@@ -215,9 +231,31 @@ class Router:
         """Cheap: after every instant."""
         dispatcher, now = self.dispatcher, self._loop.time()
         attempts = dispatcher.attempts
-        if len(attempts.live) > MAX_LIVE:
-            raise Violation(f"{len(attempts.live)} live requests")
-        jumped = now - self._loop.jumped_at < LEEWAY_SECONDS  # type: ignore[attr-defined]
+        live = attempts.live
+        if len(live) > self._life.max_live:
+            raise Violation(f"{len(live)} live requests")
+        num_placed = self._check_live(now) if live else 0
+        if attempts._give_up_at or self._waits_since:
+            self._check_waiting(now)
+        num_listed = 0
+        for worker_id, session in dispatcher.membership.sessions.items():
+            num_listed += len(session.live)
+            former = self._linked.get(worker_id)
+            if former is None or former[0] != session.spec.epoch:
+                self._check_epoch(session, former, now)
+        if num_listed != num_placed:
+            raise Violation("sessions list requests that are not placed there")
+        if len(dispatcher.scheduler._bookings) != num_placed:
+            raise Violation("the books do not hold exactly the placed requests")
+        self.trees.check()
+        if self.accepted != len(live) + attempts.outcomes.total():
+            raise Violation("a request ended twice or never")
+
+    def _check_live(self, now: float) -> int:
+        """Each is where it says, or waits, and is in time; how many are placed."""
+        attempts = self.dispatcher.attempts
+        latest = now - LEEWAY_SECONDS
+        jumped = self._has_jumped(now)
         num_placed = 0
         for request_id, generation in attempts.live.items():
             session = generation.session
@@ -228,24 +266,17 @@ class Router:
             elif request_id not in attempts._give_up_at:
                 raise Violation(f"{request_id} waits for ever")
             deadline_at = generation.request.deadline_at
-            if deadline_at is not None and now > deadline_at + LEEWAY_SECONDS and not jumped:
+            if deadline_at is not None and deadline_at < latest and not jumped:
                 raise Violation(f"{request_id} outlives its deadline")
-        if attempts._give_up_at or self._waits_since:
-            self._check_waiting(now, jumped=jumped)
-        sessions = dispatcher.membership.sessions.values()
-        if sum(len(session.live) for session in sessions) != num_placed:
-            raise Violation("sessions list requests that are not placed there")
-        if dispatcher.scheduler.tree_summary().live_requests != num_placed:
-            raise Violation("the books do not hold exactly the placed requests")
-        if self._gapped:
-            self._check_gaps()
-        self._check_epochs(now)
-        if self.accepted != len(attempts.live) + attempts.outcomes.total():
-            raise Violation("a request ended twice or never")
+        return num_placed
 
-    def _check_waiting(self, now: float, *, jumped: bool) -> None:
+    def _has_jumped(self, now: float) -> bool:
+        """A moment ago: nobody can have done yet what has become due."""
+        return now - self._loop.jumped_at < LEEWAY_SECONDS  # type: ignore[attr-defined, no-any-return]
+
+    def _check_waiting(self, now: float) -> None:
         """Nobody waits for too long, nor while a worker could have it."""
-        attempts = self.dispatcher.attempts
+        attempts, jumped = self.dispatcher.attempts, self._has_jumped(now)
         waiting = attempts._give_up_at
         for request_id in [i for i in self._waits_since if i in attempts.live and i not in waiting]:
             del self._waits_since[request_id]
@@ -272,18 +303,16 @@ class Router:
             )
         )
 
-    def _check_epochs(self, now: float) -> None:
+    def _check_epoch(
+        self, session: Session, former: tuple[int, Wire | None] | None, now: float
+    ) -> None:
         """No process takes the name of a newer one that is well."""
-        for worker_id, session in self.dispatcher.membership.sessions.items():
-            epoch = session.spec.epoch
-            former = self._linked.get(worker_id)
-            if former is not None and former[0] == epoch:
-                continue
-            if former is not None and former[1] is not None and epoch < former[0]:
-                wire = former[1]
-                if not wire.was_broken and not wire.is_blocked and now - wire.heard_at < 1.0:
-                    raise Violation(f"{worker_id} is replaced by an older process")
-            self._linked[worker_id] = epoch, self.wire_to(session)
+        worker_id, epoch = session.worker_id, session.spec.epoch
+        if former is not None and former[1] is not None and epoch < former[0]:
+            wire = former[1]
+            if not wire.was_broken and not wire.is_blocked and now - wire.heard_at < 1.0:
+                raise Violation(f"{worker_id} is replaced by an older process")
+        self._linked[worker_id] = epoch, self.trees.wire_to(session)
 
     def check_deeply(self) -> None:
         """Books, tree and table; marks that should have expired; who is silent and not suspect."""
@@ -295,47 +324,16 @@ class Router:
         listed = {i: len(s.live) for i, s in dispatcher.membership.sessions.items()}
         if live != listed:
             raise Violation(f"books {live}, sessions {listed}")
-        if now - self._loop.jumped_at < LEEWAY_SECONDS:  # type: ignore[attr-defined]
+        if self._has_jumped(now):
             return
         for booking in scheduler._bookings.values():
             if booking.path_end is not None and booking.expected_until < now - LEEWAY_SECONDS:
                 raise Violation(f"the path of {booking.request_id} is expected for ever")
-        self._check_feeds()
+        self.trees.check_deeply()
         for session in dispatcher.membership.sessions.values():
-            wire = self.wire_to(session)
+            wire = self.trees.wire_to(session)
             if wire is not None and self._is_mute(wire) and not session.liveness.suspect:
                 raise Violation(f"{wire} is silent and nobody noticed")
-
-    def _check_gaps(self) -> None:
-        """Nobody takes a view to be as of a batch before which one is missing."""
-        workers = {worker.spec.epoch: worker for worker in self.dispatcher.scheduler._roster}
-        for wire in list(self._gapped):
-            feed, worker = self.feeds[wire], workers.get(wire.epoch)
-            if worker is None or not feed.has_gap:
-                self._gapped.discard(wire)
-            elif feed.seq is not None and worker.feed.seq > feed.seq:
-                raise Violation(f"batches of {wire} are missing after {feed.seq}, unnoticed")
-
-    def _check_feeds(self) -> None:
-        scheduler = self.dispatcher.scheduler
-        for worker in scheduler._roster:
-            session = self.dispatcher.membership.sessions[worker.spec.worker_id]
-            wire = self.wire_to(session)
-            feed = None if wire is None else self.feeds.get(wire)
-            if feed is None:
-                continue
-            if worker.feed.is_synced and feed.has_gap:
-                raise Violation(f"events of {worker.spec.worker_id} are missing, unnoticed")
-            for path in self.held_paths(worker.slot):
-                if path not in feed.paths:
-                    raise Violation(
-                        f"{worker.spec.worker_id} never said it holds what the tree has"
-                    )
-
-    def held_paths(self, slot: int) -> list[bytes]:
-        """Of every node that the tree says the worker holds, the path to its end."""
-        tree = self.dispatcher.scheduler._tree
-        return [tree._tree.path_to(node) for node in tree.coldest(slot)]
 
     def unhealthy(self, processes: "dict[str, tuple[int, tuple[int, int]]]") -> str:
         """Why it is not at rest with all workers; "" when it is.
@@ -357,7 +355,7 @@ class Router:
             worker = workers[name]
             if not worker.is_open or not worker.feed.is_synced:
                 return f"{self.name} is not in sync with {name}"
-            if dispatcher.scheduler._tree.digest(worker.slot) != digest:
+            if not self.trees.is_right(worker.slot, digest):
                 return f"{self.name} believes other things of {name}'s cache than are true"
         if dispatcher.attempts._give_up_at or not dispatcher.attempts.idle.is_set():
             return f"{self.name} is not idle"

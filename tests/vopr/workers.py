@@ -21,7 +21,7 @@ from preble.page_keys import pack_tokens
 from preble.types import WorkerSpec
 from preble.wire import hello_to_wire
 from preble_worker.announce import Announcement, Announcer
-from preble_worker.batch import Batch, predicted_seconds
+from preble_worker.batch import Batch, predicted_seconds, seconds_with_copies
 from preble_worker.config import SchedulerConfig
 from preble_worker.loop_messages import (
     Command,
@@ -36,7 +36,7 @@ from preble_worker.loop_messages import (
 from preble_worker.scheduler import LocalScheduler
 from preble_worker.server import LAG_POLL_SECONDS
 from preble_worker.service import WorkerService
-from preble_worker.simulated_engine import SimulatedEngine
+from preble_worker.simulated_tokens import TokenSource
 from preble_worker.step_loop import StepLoop
 
 MODEL = "sim"
@@ -155,11 +155,15 @@ class Host:
         return int(wall * 1e6) << 12 | self.cluster.rng.getrandbits(12)
 
 
-class Engine(SimulatedEngine):
-    """Its log probabilities tell one token and position from another."""
+class Engine:
+    """The tokens of the simulated engine; log probabilities tell one token and position from
+    another. Time passes elsewhere."""
+
+    def __init__(self) -> None:
+        self._tokens = TokenSource(VOCAB_SIZE)
 
     def run(self, batch: Batch) -> npt.NDArray[np.int64]:
-        tokens = super().run(batch)
+        tokens: npt.NDArray[np.int64] = self._tokens.draw(batch)[0]
         if (columns := batch.logprobs) is not None:
             slots = batch.slots[batch.samples]
             for i, (row, num_top) in enumerate(zip(columns.rows, columns.num_top, strict=True)):
@@ -195,7 +199,7 @@ class Process:
             drain=self._obey_drain,
             clock=host.clock,
         )
-        self._engine = Engine(COST, VOCAB_SIZE, time_scale=0.0)
+        self._engine = Engine()
         self._orphans: set[str] = set()
         self._wakeup = asyncio.Event()
         self._runs = asyncio.Event()
@@ -282,7 +286,10 @@ class Process:
         if batch is None:
             await self._rest(self.steps.rest())
             return
-        await asyncio.sleep(predicted_seconds(COST, batch) * self.host.slowness)
+        seconds = predicted_seconds(COST, batch)
+        if batch.moves:
+            seconds = seconds_with_copies(seconds, batch.moves, self.host.config.tiers)
+        await asyncio.sleep(seconds * self.host.slowness)
         await self._runs.wait()
         try:
             tokens = self._run(batch)
@@ -347,6 +354,8 @@ class Process:
             context_tokens=config.context_tokens,
             vocab_size=VOCAB_SIZE,
             cost=COST,
+            host_capacity_tokens=config.host_capacity_tokens,
+            host_token_seconds=config.host_token_seconds,
         )
 
 

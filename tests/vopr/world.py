@@ -1,14 +1,14 @@
 """One simulated life of a cluster, from a seed: routers, workers, clients, faults; a verdict."""
 
 import asyncio
+import gc
 import hashlib
 import logging
 import random
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vopr.asks import Poison, features, prompt_hash
@@ -35,7 +35,8 @@ class Verdict:
     Attributes:
         violation: "" if there was none.
         digest: of everything that happened, in order.
-        outcomes: of the clients. struck: what happened, by kind. features: what was asked for.
+        outcomes: of the clients. struck: what happened, by kind. traits: what was lived with.
+        features: what was asked for.
         virtual_seconds, cpu_seconds: what it took.
         trace: the last things that happened before a violation.
     """
@@ -45,6 +46,7 @@ class Verdict:
     digest: str
     outcomes: Counter[str]
     struck: Counter[str]
+    traits: Counter[str]
     features: Counter[str]
     num_steps: int
     virtual_seconds: float
@@ -72,6 +74,7 @@ class World:
         self.hosts = [Host(f"w{i}", cluster, config=life.worker) for i in range(life.num_workers)]
         self.zombies: list[Process] = []
         self.routers = [RouterHost(name) for name in self.router_names]
+        self._routers = {host.name: host for host in self.routers}
         self.clients = [
             Client(ask, self._rng(f"client {ask.name}"), self.struck) for ask in life.asks
         ]
@@ -89,11 +92,6 @@ class World:
         cluster.poisonous = {prompt_hash(a) for a in asks if a.poison is Poison.KILLS}
         cluster.raising = {prompt_hash(a) for a in asks if a.poison is Poison.RAISES}
         return cluster
-
-    @property
-    def _poison(self) -> frozenset[bytes]:
-        """Prompts that bring workers down, or their engines."""
-        return frozenset(a.prompt for a in self.life.asks if a.poison is not Poison.NONE)
 
     def _count_bursts(self) -> None:
         """Requests of the same instant."""
@@ -149,11 +147,9 @@ class World:
             host.name,
             self.network,
             rng=self._rng(f"router {host.name} {host.num_lives}"),
-            policy=self.life.policy,
-            expected_seconds=self.life.expected_seconds,
+            life=self.life,
             workers=tuple(host.address for host in self.hosts[: self.life.num_static]),
-            poison=self._poison,
-            most_brought_down=2 if len(self.life.asks) == 1 else 3,
+            struck=self.struck,
         )
         self.tell("router starts", host.name)
 
@@ -166,7 +162,7 @@ class World:
         self.tell("router gone", host.name)
 
     def _announce(self, name: str, address: str) -> str | None:
-        router = next(host.router for host in self.routers if host.name == name)
+        router = self._routers[name].router
         if router is None or any(
             self.network.is_blocked(name, address, way) for way in ("up", "down")
         ):
@@ -215,35 +211,39 @@ class World:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def submitted(self, wire: Wire, message: pb.RouterMessage) -> None:
-        submit = message.submit
-        self.tell(wire, "<- submit", submit.request_id, submit.attempt, submit.num_delivered)
-        if (router := self._router(wire)) is not None:
-            with self._noting():
+    def sent(self, wire: Wire, message: pb.RouterMessage) -> None:
+        submit, router = message.submit, self._router(wire)
+        kind = message.WhichOneof("message")
+        if kind == "submit":
+            self.tell(wire, "<- submit", submit.request_id, submit.attempt, submit.num_delivered)
+        if router is None:
+            return
+        try:
+            if kind == "submit":
                 router.submitted(wire, submit)
+            elif kind == "snapshot_request":
+                self.struck("snapshot is asked for")
+                router.trees.asked(wire, self.loop.time())
+        except Violation as error:
+            self.violated(error)  # in the middle of production's code, which it must not reach
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         self.num_steps += 1
-        step = message.step
-        if step.outputs or step.HasField("cache"):
-            outputs = [f"{o.request_id}@{o.position}" for o in step.outputs]
-            self.tell(wire, "-> step", step.step, f"events {step.cache.seq}", *outputs)
-        elif not message.HasField("step"):
+        if message.HasField("step"):
+            step = message.step
+            if step.outputs or step.HasField("cache"):
+                outputs = [f"{o.request_id}@{o.position}" for o in step.outputs]
+                self.tell(wire, "-> step", step.step, f"events {step.cache.seq}", *outputs)
+        else:
             self.tell(wire, "->", message.WhichOneof("message"))
         if (router := self._router(wire)) is not None:
-            with self._noting():
+            try:
                 router.heard(wire, message)
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        """A violation that shows in the middle of production's code is none of its business."""
-        try:
-            yield
-        except Violation as error:
-            self.violated(error)
+            except Violation as error:
+                self.violated(error)  # in the middle of production's code, which it must not reach
 
     def _router(self, wire: Wire) -> Router | None:
-        return next(host.router for host in self.routers if host.name == wire.router)
+        return self._routers[wire.router].router
 
     def _escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -314,6 +314,12 @@ class _NoErrors(logging.Handler):
             self._world.violated(error)
 
 
+def collect_rarely() -> None:
+    """Most of what a life leaves goes without the collector, which looks through all modules."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 def run_seed(seed: int, *, echo: Callable[[str], None] | None = None) -> Verdict:
     """Live through one seed."""
     return run_life(draw_life(seed), echo=echo)
@@ -349,6 +355,7 @@ def run_life(life: Life, *, echo: Callable[[str], None] | None = None) -> Verdic
         digest=world.digest,
         outcomes=sum((client.outcomes for client in world.clients), Counter()),
         struck=world.strikes,
+        traits=Counter(life.traits),
         features=Counter(features(life.asks)),
         num_steps=world.num_steps,
         virtual_seconds=loop.time() - 1000.0,
