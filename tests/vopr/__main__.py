@@ -22,7 +22,7 @@ from vopr.world import Verdict, collect_rarely, run_life, run_seed
 EXAMPLES = """
 examples:
   make vopr                           10,000 seeds on two processes, after the bugs of the past
-  make vopr SEEDS=500 FIRST=1000 JOBS=4   fewer, from another one on, on more processes
+  make vopr SEEDS=500 FIRST=1000 JOBS=4               fewer, from another one on, on more
   make vopr SEED=17                   one again, with all that happens in it
   make vopr REGRESSION=3              a bug of the past, in the same way
   make vopr SEED=17 MUTANT=silence_is_not_noticed     with a bug planted
