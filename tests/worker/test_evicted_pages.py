@@ -62,6 +62,60 @@ def test_without_the_tier_it_is_computed_again() -> None:
     assert not worker.host_view.pages and not any(batch.moves for batch in worker.batches)
 
 
+def evicted(*prompts: list[int]) -> Worker:
+    """A worker whose host has all pages of `prompts`, and whose device has none of them."""
+    worker = Worker(num_pages=40, tiers=tiers(page_seconds=0.02))
+    for number, prompt in enumerate(prompts):
+        ask(worker, f"first-{number}", prompt)
+    worker.now += 600.0  # Hits of the past count less than these.
+    push_out(worker, 6)
+    return worker
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside a decode"])
+@pytest.mark.parametrize("steps", range(4))
+def test_who_needs_what_is_on_its_way_for_another_waits_for_it(busy: bool, steps: int) -> None:
+    """Ten pages cross, however many ask for them, and whenever."""
+    worker = evicted(PROMPT)
+    if busy:
+        worker.submit("decodes", [3] * 4, max_tokens=40, ignore_eos=True)
+        worker.step()
+    computed = worker.engine.num_prefill_tokens
+    for number in range(3):
+        worker.submit(f"next-{number}", [*PROMPT, number], max_tokens=2, ignore_eos=True)
+        for _ in range(steps):
+            worker.step()
+    worker.run()
+    worker.assert_complete()
+    assert worker.engine.num_uploaded == len(PROMPT) // 4
+    assert worker.engine.num_prefill_tokens == computed + 3
+    assert [worker.output(f"next-{n}").cached_tokens for n in range(3)] == [len(PROMPT)] * 3
+
+
+def test_who_waited_for_another_that_is_cancelled_brings_it_in_itself() -> None:
+    worker = evicted(PROMPT)
+    worker.submit("decodes", [3] * 4, max_tokens=40, ignore_eos=True)
+    worker.step()
+    worker.submit("goes", [*PROMPT, 1], max_tokens=2, ignore_eos=True)
+    worker.submit("stays", [*PROMPT, 2], max_tokens=2, ignore_eos=True)
+    worker.step()
+    worker.scheduler.cancel("goes", now=worker.now)
+    del worker.requests["goes", 1]
+    worker.run()
+    worker.assert_complete()
+    assert worker.output("stays").cached_tokens == len(PROMPT)
+
+
+def test_who_shares_only_the_begin_brings_in_the_rest() -> None:
+    other = [*PROMPT[:20], *range(200, 220)]
+    worker = evicted(PROMPT, other)
+    for name, prompt in (("next", PROMPT), ("beside", other)):
+        worker.submit(name, [*prompt, 7], max_tokens=2, ignore_eos=True)
+    worker.run()
+    worker.assert_complete()
+    assert worker.engine.num_uploaded == 15
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -193,3 +193,23 @@ def test_random_crowds_stay_exact(seed: int, eager: bool, monkeypatch: pytest.Mo
     worker.requests.pop(("r9", 1))
     worker.run()
     worker.assert_complete()
+
+
+def test_who_is_sent_for_is_not_sent_for_again_with_another_of_the_same_prefix() -> None:
+    """Several that share prefixes wait and come back; with copies of their own it is 93 pages."""
+    rng = random.Random(137)
+    worker = make_worker(
+        rng.choice([0.01, 0.04, 0.1]),
+        num_pages=rng.choice([30, 44, 60]),
+        max_sequences=rng.choice([2, 4]),
+        context_tokens=96,
+    )
+    prefixes = [[50 + number] * rng.randrange(16, 40) for number in range(3)]
+    for number in range(24):
+        prompt = [*rng.choice(prefixes), number]
+        worker.submit(f"r{number}", prompt, max_tokens=rng.choice([4, 10, 50]), ignore_eos=True)
+        for _ in range(rng.choice([0, 2, 8])):
+            worker.step()
+    worker.run()
+    worker.assert_complete()
+    assert 0 < moved(worker.batches, Direction.UPLOAD) <= 80

@@ -17,13 +17,14 @@ Copying is weighed against computing with the cost model, on the way out and aga
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
-from preble_worker.batch import Batch, Direction, Move, predicted_seconds
+from preble_worker.batch import Batch, Move, predicted_seconds
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode, last_use
-from preble_worker.host_pages import HostPages, make_move
+from preble_worker.host_pages import HostPages
+from preble_worker.incoming import Incoming
 from preble_worker.page_cache import PageArray, PageCache
 from preble_worker.sequence import Fetched, Sequence, Stage
 from preble_worker.slots import Slots
@@ -31,23 +32,6 @@ from preble_worker.totals import TierTotals
 
 MIN_STEP_PAGES = 8
 """Pages that may cross with a step, however short it is."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Load:
-    """A request whose pages come in: `host_pages[i]` goes to `device_pages[i]`. It has a slot, or
-    waits and has `fetched` them.
-
-    `node` holds its path on the host, which has `first` pages before these; `num_moved` of these
-    were in a batch already.
-    """
-
-    sequence: Sequence
-    node: CacheNode
-    first: int
-    host_pages: PageArray
-    device_pages: PageArray
-    num_moved: int = 0
 
 
 def _endless(_: Sequence) -> float:
@@ -78,7 +62,7 @@ class HostTier:
         if self._keeps_evicted:
             cache.put_above(self._host.cache, self._keep)
         self._kept: dict[Sequence, CacheNode] = {}
-        self._loads: list[_Load] = []
+        self._incoming: list[Incoming] = []
         self._moves: list[Move] = []
 
     @property
@@ -89,7 +73,7 @@ class HostTier:
     @property
     def loading(self) -> list[Sequence]:
         """Requests with a slot whose pages are on their way in."""
-        return [load.sequence for load in self._started]
+        return [incoming.sequence for incoming in self._started]
 
     @property
     def away(self) -> list[Sequence]:
@@ -99,11 +83,11 @@ class HostTier:
     @property
     def is_copying(self) -> bool:
         """Whether pages are to come in with the next steps."""
-        return any(load.num_moved < len(load.host_pages) for load in self._loads)
+        return any(incoming.num_left for incoming in self._incoming)
 
     @property
     def _loading(self) -> list[Sequence]:
-        return [load.sequence for load in self._loads]
+        return [incoming.sequence for incoming in self._incoming]
 
     def save(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` is about to lose its slot: keep its full pages if that is worth it."""
@@ -230,7 +214,7 @@ class HostTier:
             cache.unpin(node, now=now)
             return False
         sequence.fetched = Fetched(node, first, cache.allocate(num_pages))
-        self._add_load(sequence, first, sequence.fetched.pages, now)
+        self._bring(sequence, first, node, sequence.fetched.pages, now)
         return True
 
     def give_back(self, *, besides: Sequence | None = None, now: float) -> bool:
@@ -260,71 +244,90 @@ class HostTier:
             is_begun = num_pages > 0
             if is_begun:
                 pages = self._slots.tables.pages[sequence.slot, first : first + num_pages]
-                self._add_load(sequence, first, pages.copy(), now)
+                assert sequence.node is not None
+                self._bring(sequence, first, sequence.node, pages.copy(), now)
         self.release(sequence, now=now)
         return is_begun
 
+    def should_follow(self, sequence: Sequence) -> bool:
+        """Whether `sequence`, still waiting, would bring in what is on its way for another that
+        runs. Its own copy would come after that one.
+        """
+        return (
+            sequence.fetched is None
+            and any(incoming.brings_next_of(sequence) for incoming in self._started)
+            and self.num_to_fetch(sequence) > 0
+            and not self._host.int8
+        )
+
+    def is_coming(self, sequence: Sequence) -> bool:
+        """Whether what `sequence` would fetch is on its way for another, be it one that waits."""
+        incoming = (incoming.brings_next_of(sequence) for incoming in self._incoming)
+        return not self._host.int8 and any(incoming)
+
     def _go_on(self, sequence: Sequence, now: float) -> bool:
         """The pages that `sequence` fetched are in its row, but for those that the tree had."""
-        load = self._load_of(sequence)
-        end = load.first + len(load.host_pages)
-        num_shared = min(sequence.num_held, end) - load.first
-        load.host_pages = load.host_pages[num_shared:]
-        load.device_pages = load.device_pages[num_shared:]
-        load.num_moved = max(load.num_moved - num_shared, 0)
-        if load.num_moved < len(load.host_pages):
+        incoming = self._incoming_of(sequence)
+        assert sequence.node is not None
+        end = incoming.first + len(incoming.host_pages)
+        num_shared = min(sequence.num_held, end) - incoming.first
+        incoming.skip(num_shared, below=sequence.node)
+        if incoming.num_left:
             return True
-        self._end(load, now)
+        self._end(incoming, now)
         self._slots.share(sequence, now=now)
         return False
 
-    def _add_load(self, sequence: Sequence, first: int, pages: PageArray, now: float) -> None:
+    def _bring(
+        self, sequence: Sequence, first: int, below: CacheNode, pages: PageArray, now: float
+    ) -> None:
         node, host_pages = self._host.pin(sequence, first + len(pages), now=now)
-        self._loads.append(
-            _Load(
+        self._incoming.append(
+            Incoming(
                 sequence=sequence,
                 node=node,
                 first=first,
+                below=below,
                 host_pages=host_pages[first:],
                 device_pages=pages,
             )
         )
 
-    def _load_of(self, sequence: Sequence) -> _Load:
-        return next(load for load in self._loads if load.sequence is sequence)
+    def _incoming_of(self, sequence: Sequence) -> Incoming:
+        return next(incoming for incoming in self._incoming if incoming.sequence is sequence)
 
     def end_loads(self, *, now: float) -> list[Sequence]:
         """Requests whose pages are all there, in the batches until now."""
-        there = [load for load in self._started if load.num_moved == len(load.host_pages)]
-        for load in there:
-            self._end(load, now)
-            self._slots.share(load.sequence, now=now)
-        return [load.sequence for load in there]
+        there = [incoming for incoming in self._started if not incoming.num_left]
+        for incoming in there:
+            self._end(incoming, now)
+            self._slots.share(incoming.sequence, now=now)
+        return [incoming.sequence for incoming in there]
 
     def rush(self, *, now: float) -> Sequence | None:
         """The first of the loading requests, whose other pages come in before the next step. They
         can be shared when that has succeeded, like what it computes."""
         if not self._started:
             return None
-        load = self._started[0]
-        self._moves.append(self._upload(load, len(load.host_pages), before_step=True))
-        self._end(load, now)
-        return load.sequence
+        incoming = self._started[0]
+        self._moves.append(self._upload(incoming, incoming.num_left, before_step=True))
+        self._end(incoming, now)
+        return incoming.sequence
 
     @property
-    def _started(self) -> list[_Load]:
-        return [load for load in self._loads if load.sequence.stage is Stage.LOADING]
+    def _started(self) -> list[Incoming]:
+        return [each for each in self._incoming if each.sequence.stage is Stage.LOADING]
 
     def abandon(self, sequence: Sequence, *, now: float) -> None:
         """`sequence`, that was loading, is not to run."""
-        load = self._load_of(sequence)
-        self._loads.remove(load)
-        self._host.unpin(load.node, now=now)
+        incoming = self._incoming_of(sequence)
+        self._incoming.remove(incoming)
+        self._host.unpin(incoming.node, now=now)
 
     def forget(self, *, now: float) -> None:
         """The engine failed: nobody knows what it copied."""
         self.give_back(now=now)
-        assert not self._loads
+        assert not self._incoming
         self._moves.clear()
         for sequence in list(self._kept):
             self.release(sequence, now=now)
@@ -334,12 +337,12 @@ class HostTier:
     def with_moves(self, batch: Batch) -> Batch:
         """`batch` with the copies that go with it."""
         moves, self._moves = self._moves, []
-        budget = self._pages_beside(batch) if self._loads else 0
-        for load in sorted(self._loads, key=lambda load: load.sequence.fetched is not None):
-            if not budget or load.num_moved == len(load.host_pages):
+        budget = self._pages_beside(batch) if self._incoming else 0
+        for incoming in sorted(self._incoming, key=lambda each: each.sequence.fetched is not None):
+            num_pages = min(budget, incoming.num_left)
+            if not num_pages:
                 continue
-            num_pages = min(budget, len(load.host_pages) - load.num_moved)
-            moves.append(self._upload(load, num_pages, before_step=False))
+            moves.append(self._upload(incoming, num_pages, before_step=False))
             budget -= num_pages
         return replace(batch, moves=tuple(moves)) if moves else batch
 
@@ -351,32 +354,25 @@ class HostTier:
         num_pages = predicted_seconds(self._cost, batch) / copy_seconds
         return max(MIN_STEP_PAGES, int(num_pages))
 
-    def _upload(self, load: _Load, num_pages: int, *, before_step: bool) -> Move:
-        begin, end = load.num_moved, min(load.num_moved + num_pages, len(load.host_pages))
-        load.num_moved = end
-        self.totals.uploaded_pages += end - begin
-        return make_move(
-            Direction.UPLOAD,
-            load.device_pages[begin:end],
-            load.host_pages[begin:end],
-            int8=self._host.int8,
-            before_step=before_step,
-        )
+    def _upload(self, incoming: Incoming, num_pages: int, *, before_step: bool) -> Move:
+        self.totals.uploaded_pages += num_pages
+        return incoming.move(num_pages, int8=self._host.int8, before_step=before_step)
 
-    def _end(self, load: _Load, now: float) -> None:
-        sequence = load.sequence
-        self._loads.remove(load)
-        self._host.unpin(load.node, now=now)
+    def _end(self, incoming: Incoming, now: float) -> None:
+        sequence = incoming.sequence
+        self._incoming.remove(incoming)
+        self._host.unpin(incoming.node, now=now)
         if self._host.int8:
             sequence.num_exact = sequence.num_held
-        num_tokens = len(load.host_pages) * self._page_tokens
+        num_tokens = len(incoming.host_pages) * self._page_tokens
         sequence.num_computed += num_tokens
         if sequence.served_from_cache is None:
             self.totals.loaded_tokens += num_tokens
 
     def check(self) -> None:
-        assert all(load.num_moved <= len(load.host_pages) for load in self._loads)
-        self._host.check(pinned=[*(load.node for load in self._loads), *self._kept.values()])
+        assert all(incoming.num_left >= 0 for incoming in self._incoming)
+        coming = [incoming.node for incoming in self._incoming]
+        self._host.check(pinned=[*coming, *self._kept.values()])
 
 
 def make_host_tier(

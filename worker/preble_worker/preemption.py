@@ -88,7 +88,7 @@ class Preemption:
             left = budget - prefills.num_missing
             if not behind or left >= sequence.num_missing or left + _missing(behind) <= 0:
                 return
-            if not prefills.should_follow(sequence, step=step):
+            if not self._running.should_follow(sequence, step=step):
                 yield sequence, behind
             if len(self._running) >= self._max_running:
                 return
@@ -116,7 +116,7 @@ class Preemption:
             tokens = budget + _missing(self._behind(sequence))
             if tokens <= 0 or not (dispensable or room.num_slots):
                 break
-            if prefills.should_follow(sequence, step=step):
+            if self._running.should_follow(sequence, step=step):
                 continue
             wanted = self._wanted_pages(sequence)
             found = self._victims_for(sequence, wanted, room, dispensable, now)

@@ -46,6 +46,12 @@ class Running:
         """Free the pages of all that wait but `besides`; False if there are none."""
         return self.host is not None and self.host.give_back(besides=besides, now=now)
 
+    def should_follow(self, sequence: Sequence, *, step: int) -> bool:
+        """Whether `sequence`, still waiting, had better leave its next page to one that runs."""
+        if self.prefills.should_follow(sequence, step=step):
+            return True
+        return self.host is not None and self.host.should_follow(sequence)
+
     def enter(self, sequence: Sequence, *, now: float) -> None:
         """`sequence` has a slot: bring in what the host has of it, and compute the rest."""
         if self.host and self.host.begin_load(sequence, now=now):

@@ -326,7 +326,7 @@ class LocalScheduler:
             if not budget or num_running >= self._max_running:
                 return
             self._waiting.refresh(sequence)
-            if self._prefills.should_follow(sequence, step=self._batches.step):
+            if self._running.should_follow(sequence, step=self._batches.step):
                 continue
             if not self._start(sequence, now):
                 self._retry_at_step = self._batches.step + RETRY_STEPS

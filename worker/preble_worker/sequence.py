@@ -231,8 +231,14 @@ class Sequence:
 
     def next_own_page(self) -> bytes:
         """The tokens of the page after those it holds, b"" if it is not a full one."""
+        return self.page(self.num_held)
+
+    def page(self, number: int) -> bytes:
+        """The tokens of a page, the first is 0; b"" if it is not a full one. Those generated since
+        the last wait do not count.
+        """
         width = len(self.namespace_page)
-        page = self.tokens[self.num_held * width : (self.num_held + 1) * width]
+        page = self.tokens[number * width : (number + 1) * width]
         return page if len(page) == width else b""
 
     def reason_to_end(self, token: int, num_output: int) -> FinishReason | None:

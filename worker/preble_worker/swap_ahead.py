@@ -39,6 +39,8 @@ class SwapAhead:
             host.save_waiting(sequence, now=now)
         for sequence in sorted(host.away, key=wait):
             self._waiting.refresh(sequence)
+            if host.is_coming(sequence):
+                continue
             num_pages = host.num_to_fetch(sequence)
             if not num_pages or wait(sequence) > FETCH_MARGIN * host.copy_seconds(num_pages):
                 continue
