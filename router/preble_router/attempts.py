@@ -23,18 +23,17 @@ from preble_router.config import RouterConfig
 from preble_router.generation import Generation
 from preble_router.lengths.forecasts import LengthForecasts
 from preble_router.lengths.predictor import Prompt
+from preble_router.loop_turn import Slices
 from preble_router.membership import Membership
-from preble_router.poison import PoisonBook, fingerprint
 from preble_router.request_ends import poisoned, worker_gone
 from preble_router.retry_budget import RetryBudget
 from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.stimuli import RequestFailed, RequestFinished, RouteRequest
+from preble_router.suspects import Suspects
 
-HEARTBEAT_SECONDS = 0.5
-"""An idle worker reports at least so often."""
-TRIAL_SECONDS = 0.25
-"""How long at most suspects of bringing down workers are kept apart; their streams wait."""
+MOVES_PER_TURN = 16
+"""Requests placed again in one turn of the event loop: a few milliseconds of it."""
 
 
 class Attempts:
@@ -46,7 +45,7 @@ class Attempts:
         forecasts: of output lengths.
         placements: attempts by the kind of the policy's reason.
         retries_total: attempts after the first. budget: of those after the second.
-        poison: which requests are suspected of bringing workers down.
+        suspects: of bringing workers down.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class Attempts:
         forecasts: LengthForecasts,
         takeover_seconds: float,
         clock: Callable[[], float],
+        moves_per_turn: int,
     ) -> None:
         self.forecasts = forecasts
         self.live: dict[str, Generation] = {}
@@ -66,7 +66,7 @@ class Attempts:
         self.outcomes: Counter[str] = Counter()
         self.placements: Counter[str] = Counter()
         self.retries_total = 0
-        self.poison = PoisonBook()
+        self.suspects = Suspects(membership.sessions)
         self.budget = RetryBudget()
         self._config = config
         self._scheduler = scheduler
@@ -74,10 +74,11 @@ class Attempts:
         self._takeover_seconds = takeover_seconds
         self._clock = clock
         self._give_up_at: dict[str, float] = {}  # of live requests that need another worker
+        self._moves = Slices(moves_per_turn, go_on=lambda: self.retry_waiting(clock()))
 
     def start(self, generation: Generation, now: float) -> None:
         """The first attempt of a new request. Raises `NoWorkers`, `PoisonedRequest`."""
-        if self.poison.has_poisoned and self._is_poisoned(generation, now):
+        if self.suspects.is_poisoned(generation, now):
             raise poisoned()
         self.place(generation, now)
         self.live[generation.request_id] = generation
@@ -115,8 +116,7 @@ class Attempts:
         generation.place(placement, session, now=now)
         if generation.predicted_output_tokens is None:
             generation.predicted_output_tokens = max(1, round(placement.predicted_output_tokens))
-        if generation.suspected_until > now:
-            session.trial = generation
+        self.suspects.placed(generation, session, now)
         session.submit(
             WorkerRequest(
                 request_id=request.request_id,
@@ -157,8 +157,8 @@ class Attempts:
             )
 
     def _excluded(self, generation: Generation, now: float) -> frozenset[str]:
-        """Workers that failed it and have not come back since, those too small for it, and for a
-        suspect those that try another one."""
+        """Workers that failed it and have not come back since, those too small for it, and those
+        that may not take it for what it is suspected of."""
         sessions = self._membership.sessions
         excluded = {
             worker_id
@@ -172,47 +172,13 @@ class Attempts:
                 for session in sessions.values()
                 if session.request_limit_tokens < needed
             )
-        if generation.suspected_until > now:
-            trials = {s.worker_id: s.trial for s in sessions.values() if s.trial is not None}
-            mark = self._fingerprint(generation)
-            # The verdict over its like, such as another choice of the same prompt, is its own too.
-            is_tried = any(self._fingerprint(other) == mark for other in trials.values())
-            excluded.update(sessions if is_tried else trials)
+        excluded |= self.suspects.barred(generation, now)
         return frozenset(excluded)
 
-    def blame(self, failure: str, generations: Iterable[Generation], now: float) -> None:
-        """A worker failed while it ran these: one of them may have been the cause."""
-        running = [(self._fingerprint(each), each.attempt_output_tokens) for each in generations]
-        self.poison.failed(failure, running, now=now)
-        for generation in generations:
-            generation.suspected_until = now + TRIAL_SECONDS
-
-    def blame_end(self, session: Session, now: float) -> None:
-        """The process there failed, or is silent. Who came when it had been silent for longer than
-        an idle worker is has not done that."""
-        running = [each for each in session.live.values() if not _came_late(each, now)]
-        self.blame(f"{session.worker_id}/{session.spec.epoch}", running, now)
-
-    def _fingerprint(self, generation: Generation) -> bytes:
-        if generation.fingerprint is None:
-            request = generation.request
-            generation.fingerprint = fingerprint(
-                request.tokens,
-                request.sampling,
-                namespace=request.namespace,
-                tenant=request.tenant,
-            )
-        return generation.fingerprint
-
-    def _is_poisoned(self, generation: Generation, now: float) -> bool:
-        return self.poison.is_poisoned(self._fingerprint(generation), now=now)
-
     def end_trial(self, session: Session, now: float) -> None:
-        """The suspect there has shown a token: the next one may come."""
-        if session.trial is not None:
-            session.trial.suspected_until = now
-            session.trial = None
-            self.retry_waiting(now)
+        """A suspect has shown a token: the next one may come."""
+        self.suspects.end_trial(session, now)
+        self.retry_waiting(now)
 
     def break_off(self, generation: Generation, now: float, *, fault: bool = True) -> None:
         """The attempt is over without an end of the request: take it off the books.
@@ -222,9 +188,8 @@ class Attempts:
         """
         session = generation.session
         assert session is not None
-        if fault and _came_late(generation, now):
-            mark, epoch = self._fingerprint(generation), session.spec.epoch
-            self.poison.came_late(mark, session.worker_id, epoch, now=now)
+        if fault:
+            self.suspects.broke_off(generation, now)
         generation.num_failures += fault
         generation.failed.add((session.worker_id, session.serial))
         generation.unplace()
@@ -251,13 +216,14 @@ class Attempts:
         error: PrebleError | None = None,
         wait: bool = True,
     ) -> None:
-        """Places a broken-off request again, or ends it where that may not be.
+        """Places a broken-off request again, or ends it where that may not be. After many others in
+        this turn of the event loop it has its turn in a later one.
 
         Args:
             error: what the worker said, and the client is told at such an end.
             wait: for a worker, where none can take it now, as long as in an outage.
         """
-        if self.poison.has_poisoned and self._is_poisoned(generation, now):
+        if self.suspects.is_poisoned(generation, now):
             self.settle(generation, error or poisoned())
             return
         num_failures = generation.num_failures
@@ -266,17 +232,25 @@ class Attempts:
         ):
             self.settle(generation, error or worker_gone(generation))
             return
+        if wait and (self.suspects.must_wait(generation, now) or not self._moves.may_begin()):
+            self._wait(generation, now)
+            return
         try:
             self.place(generation, now)
         except NoWorkers:
             if not (wait or self._is_held_back(generation, now)):
                 self.settle(generation, error or worker_gone(generation))
                 return
-            self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
+            self._wait(generation, now)
         else:
+            self._moves.done()
             self.retries_total += 1
             self.budget.count_retry(num_failures=num_failures, now=now)
             self._give_up_at.pop(generation.request_id, None)
+
+    def _wait(self, generation: Generation, now: float) -> None:
+        """For a worker that can take it, or for its turn."""
+        self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
 
     def _is_held_back(self, generation: Generation, now: float) -> bool:
         """Whether only other suspects stand between it and a worker."""
@@ -291,13 +265,11 @@ class Attempts:
             for session in self._membership.sessions.values()
         )
 
-    def leave_silent(self, generation: Generation, now: float) -> None:
-        """Moves a request off a silent worker, or lets it wait there for whoever speaks first."""
-        if not self._has_open_worker(generation, now, other_than=generation.worker_id):
-            self._give_up_at.setdefault(generation.request_id, now + self._takeover_seconds)
-            return
-        self.cancel_attempt(generation)
-        self.turn_away(generation, now)
+    def leave(self, generations: Iterable[Generation], now: float) -> None:
+        """Moves requests off a silent worker, or lets them wait there for whoever speaks first."""
+        for generation in generations:
+            self._wait(generation, now)
+        self.retry_waiting(now)
 
     def leave_draining(self, generation: Generation, now: float) -> None:
         """Moves a request off a worker that is about to end, if there is an elsewhere."""
@@ -314,13 +286,23 @@ class Attempts:
         """Looks again for workers that take over, and gives up where the time has passed."""
         for request_id, give_up_at in list(self._give_up_at.items()):
             generation = self.live[request_id]
-            if generation.session is not None:
-                self.leave_silent(generation, now)
-            elif self._has_open_worker(generation, now):
+            if self._can_move(generation, now):
+                if not self._moves.may_begin():
+                    return
+                if generation.session is not None:
+                    self.cancel_attempt(generation)
+                    self.break_off(generation, now)
                 self.go_on(generation, now)
             if request_id in self._give_up_at and now >= give_up_at:
                 self.cancel_attempt(generation)
                 self.settle(generation, worker_gone(generation))
+
+    def _can_move(self, generation: Generation, now: float) -> bool:
+        """Whether somebody could take over who waits, perhaps on a worker that is silent."""
+        if self.suspects.must_wait(generation, now):
+            return False
+        here = "" if generation.session is None else generation.worker_id
+        return self._has_open_worker(generation, now, other_than=here)
 
     def settle(self, generation: Generation, end: FinishReason | PrebleError) -> None:
         """The one end of a request: off the books, out of every table, told to its consumer."""
@@ -338,8 +320,7 @@ class Attempts:
             )
         if generation.is_complete or end in (FinishReason.STOP, FinishReason.LENGTH):
             self._learn(generation)
-            if self.poison.has_suspects:
-                self.poison.clear(self._fingerprint(generation))
+            self.suspects.ended_well(generation)
         self.outcomes[end.value if isinstance(end, FinishReason) else end.code] += 1
         generation.end(end)
         if not self.live:
@@ -361,13 +342,6 @@ def _remaining(generation: Generation) -> int | None:
     """What is left of the predicted output, at least one token; None before it was predicted."""
     predicted = generation.predicted_output_tokens
     return None if predicted is None else max(1, predicted - generation.num_output_tokens)
-
-
-def _came_late(generation: Generation, now: float) -> bool:
-    """Whether its worker has said nothing since it came, nor for a while before."""
-    assert generation.session is not None
-    silent_seconds = generation.session.liveness.silent_seconds(now=now)
-    return generation.placed_at > now - silent_seconds + HEARTBEAT_SECONDS
 
 
 def _kind(reason: str) -> str:

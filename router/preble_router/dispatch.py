@@ -26,7 +26,7 @@ from preble.events import CacheSnapshot
 from preble.page_keys import num_tokens
 from preble.types import FinishReason
 from preble.v1 import worker_pb2 as pb
-from preble_router.attempts import Attempts
+from preble_router.attempts import MOVES_PER_TURN, Attempts
 from preble_router.config import RouterConfig
 from preble_router.dial import Dial, grpc_dial
 from preble_router.generation import Delta, Generation, GenerationRequest
@@ -64,6 +64,7 @@ class Dispatcher:
     Make it in the event loop that it shall live in; all methods belong to that loop's thread.
 
     Args:
+        moves_per_turn: requests placed again in one turn of the event loop.
         clock: seconds; deadlines of requests are on it. It keeps pace with the event loop's time.
         dial: how links reach workers; None for gRPC as the configuration says.
     """
@@ -76,6 +77,7 @@ class Dispatcher:
         rng: random.Random | None = None,
         forecasts: LengthForecasts | None = None,
         takeover_seconds: float = TAKEOVER_SECONDS,
+        moves_per_turn: int = MOVES_PER_TURN,
         clock: Callable[[], float] = monotonic,
         dial: Dial | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class Dispatcher:
             self.membership,
             forecasts=forecasts or LengthForecasts(),
             takeover_seconds=takeover_seconds,
+            moves_per_turn=moves_per_turn,
             clock=clock,
         )
         self._steps = Steps(config, scheduler, self.membership, self.attempts)
@@ -336,7 +339,7 @@ class Dispatcher:
     def worker_joined(self, session: Session) -> None:
         """The scheduler learns of it."""
         now = self._clock()
-        self.attempts.poison.heard_of(session.worker_id, session.spec.epoch, now=now)
+        self.attempts.suspects.book.heard_of(session.worker_id, session.spec.epoch, now=now)
         self.scheduler.observe(WorkerJoined(session.spec), now=now)
 
     def worker_ready(self, session: Session) -> None:
@@ -348,10 +351,10 @@ class Dispatcher:
         now = self._clock()
         broken = _least_output_first(session)
         if not session.draining:
-            self.attempts.blame_end(session, now)
+            self.attempts.suspects.blame_end(session, now)
+        self.scheduler.observe(WorkerLost(session.worker_id), now=now)
         for generation in broken:
             self.attempts.break_off(generation, now, fault=not session.draining)
-        self.scheduler.observe(WorkerLost(session.worker_id), now=now)
         level = logging.WARNING if broken else logging.INFO
         _log.log(
             level, "lost worker %s with %d requests: %s", session.worker_id, len(broken), reason
@@ -363,23 +366,22 @@ class Dispatcher:
         """Its requests go elsewhere if there is an elsewhere."""
         now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, True), now=now)
-        self.attempts.blame_end(session, now)
-        for generation in _least_output_first(session):
-            self.attempts.leave_silent(generation, now)
+        self.attempts.suspects.blame_end(session, now)
+        self.attempts.leave(_least_output_first(session), now)
 
     def worker_lags(self, session: Session) -> None:
         """What waits there for too long goes elsewhere, if there is an elsewhere."""
         now = self._clock()
-        for generation in list(session.live.values()):
-            if now - generation.placed_at > self.config.silence_seconds:
-                self.attempts.leave_silent(generation, now)
+        latest = now - self.config.silence_seconds
+        late = [each for each in session.live.values() if each.placed_at < latest]
+        self.attempts.leave(late, now)
 
     def worker_speaks(self, session: Session) -> None:
         """What still waits on it goes on there; what waits elsewhere may come."""
         now = self._clock()
         self.scheduler.observe(WorkerSuspended(session.worker_id, False), now=now)
         if not session.liveness.suspect:  # It was not only taken back for want of others.
-            self.attempts.poison.heard_of(session.worker_id, session.spec.epoch, now=now)
+            self.attempts.suspects.book.heard_of(session.worker_id, session.spec.epoch, now=now)
         self.attempts.stay(session)
         self.attempts.retry_waiting(now)
 

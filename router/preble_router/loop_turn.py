@@ -1,7 +1,7 @@
-"""How long the event loop has been at its present turn: where a router has more at hand than it can
-look at, requests wait here first, before any queue of a worker."""
+"""What one turn of the event loop may be used for, so that others' streams go on between two."""
 
 import asyncio
+from collections.abc import Callable
 
 TURN_SECONDS = 0.05
 """What requests with a limit of time may take of one turn of the event loop; the rest of those that
@@ -11,7 +11,11 @@ TURN_SHARE = 0.01
 
 
 class LoopTurn:
-    """Measured only while somebody asks, from the first who asked in a turn on."""
+    """How long the present one has taken: where a router has more at hand than it can look at,
+    requests wait here first, before any queue of a worker.
+
+    Measured only while somebody asks, from the first who asked in a turn on.
+    """
 
     def __init__(self) -> None:
         self._began_at: float | None = None
@@ -26,3 +30,35 @@ class LoopTurn:
 
     def _end(self) -> None:
         self._began_at = None
+
+
+class Slices:
+    """Work in small pieces: so many in one turn of the event loop, what is left in the next ones.
+
+    Args:
+        most: pieces in a turn.
+        go_on: called in the next turn where pieces were left.
+    """
+
+    def __init__(self, most: int, *, go_on: Callable[[], None]) -> None:
+        self._most = most
+        self._go_on = go_on
+        self._num_done = 0
+        self._has_left = False
+
+    def may_begin(self) -> bool:
+        """Whether another piece may be done in this turn; if not, more will be in the next."""
+        self._has_left = self._num_done >= self._most
+        return not self._has_left
+
+    def done(self) -> None:
+        """One piece."""
+        if not self._num_done:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        self._num_done += 1
+
+    def _begin_turn(self) -> None:
+        self._num_done = 0
+        if self._has_left:
+            self._has_left = False
+            self._go_on()

@@ -16,7 +16,7 @@ since. That shows when the worker is heard of again: as a newer process, and the
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -31,6 +31,7 @@ MOST_REMEMBERED = 4096
 """Suspects, and poisoned requests, each; the oldest are forgotten first."""
 HOPELESS = 3
 """Failures after which those that were at all of them are refused together."""
+_SETTINGS = [each.name for each in fields(SamplingParams) if each.name != "seed"]
 
 
 def fingerprint(tokens: bytes, sampling: SamplingParams, *, namespace: str, tenant: str) -> bytes:
@@ -38,9 +39,7 @@ def fingerprint(tokens: bytes, sampling: SamplingParams, *, namespace: str, tena
 
     The seed is left out: a client that states none is given another one at each try.
     """
-    settings = asdict(sampling)
-    del settings["seed"]
-    key = repr((tenant, namespace, sorted(settings.items()))).encode()
+    key = repr((tenant, namespace, [getattr(sampling, name) for name in _SETTINGS])).encode()
     return blake2b(tokens, digest_size=16, key=blake2b(key, digest_size=32).digest()).digest()
 
 

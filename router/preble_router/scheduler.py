@@ -254,7 +254,7 @@ class GlobalScheduler:
         if worker is None:
             return
         for booking in [b for b in self._bookings.values() if b.slot == worker.slot]:
-            self._close(booking, now=now)
+            self._close(booking, now=now, is_lost=True)
         self._sync.leave(worker)
         self.policy.left(worker.slot)
         self._roster.leave(worker)
@@ -304,13 +304,21 @@ class GlobalScheduler:
         booking = self._bookings.get(request_id)
         return booking if booking is not None and booking.attempt == attempt else None
 
-    def _close(self, booking: Booking, *, now: float, output_tokens: int | None = None) -> None:
+    def _close(
+        self,
+        booking: Booking,
+        *,
+        now: float,
+        output_tokens: int | None = None,
+        is_lost: bool = False,
+    ) -> None:
         """Take a live booking off: the only place where one ends."""
         del self._bookings[booking.request_id]
         self._withdraw(booking)
         worker = self._roster.at(booking.slot)
         worker.load.close(booking)
-        self._publish(worker)
+        if not is_lost:
+            self._publish(worker)
         self.admission.closed(booking, broke_off=output_tokens is None, now=now)
         self.policy.closed(booking, output_tokens=output_tokens, now=now)
 

@@ -105,7 +105,7 @@ class Steps:
         ]
         if failed:
             name = f"{session.worker_id}/{session.spec.epoch} step {step.step}"
-            self._attempts.blame(name, failed, now)
+            self._attempts.suspects.blame(name, failed, now)
 
     def _end_attempt(self, generation: Generation, output: pb.RequestOutput, now: float) -> None:
         """The worker is done with the request, in whichever way."""

@@ -40,7 +40,7 @@ async def test_at_the_deadline_of_a_drain_streams_go_on_elsewhere() -> None:
             moved = [generation for generation in generations if generation.attempt > 1]
             assert {generation.worker_id for generation in generations} == {"w1"}
             assert moved and all(generation.num_failures == 0 for generation in moved)
-            assert not dispatcher.attempts.poison.has_suspects
+            assert not dispatcher.attempts.suspects.book.has_suspects
 
 
 async def test_a_worker_told_to_stop_hands_its_streams_on_at_the_end_of_its_drain_time() -> None:

@@ -183,7 +183,7 @@ async def test_a_poisoned_request_costs_two_workers_and_no_other_request(
         await assert_exact(dispatcher.start(generation_request("other")))
         assert num_ready(dispatcher) == 2
         assert dispatcher.attempts.outcomes["poisoned_request"] == 1
-        dispatcher.attempts.poison.check()
+        dispatcher.attempts.suspects.book.check()
 
 
 async def test_choices_of_a_poisoned_prompt_are_tried_one_at_a_time() -> None:
@@ -223,7 +223,7 @@ async def test_who_comes_to_a_worker_that_is_silent_already_has_not_silenced_it(
         await until(lambda: generations[0].num_failures == 2)
         assert "q0" in {submit.request_id for submit in workers[1].submits}
         await asyncio.gather(*tasks)
-        assert not dispatcher.attempts.poison.has_poisoned
+        assert not dispatcher.attempts.suspects.book.has_poisoned
 
 
 async def test_who_came_to_a_silent_worker_that_died_of_it_is_found_out_when_that_is_back() -> None:
@@ -281,7 +281,7 @@ async def test_a_drained_worker_leaves_no_suspects() -> None:
         dispatcher.drain_worker("w0")
         leaving.break_streams()
         await assert_exact(generation)
-        assert not dispatcher.attempts.poison.has_suspects
+        assert not dispatcher.attempts.suspects.book.has_suspects
         assert (generation.attempt, generation.num_failures) == (2, 0)
 
 

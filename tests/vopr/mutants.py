@@ -31,6 +31,7 @@ from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.slow_readers import SlowReaders
 from preble_router.steps import Steps
+from preble_router.suspects import Suspects
 from preble_router.tree_sync import TreeSync
 from preble_worker.request_book import RequestBook
 from preble_worker.service import WorkerService
@@ -215,7 +216,7 @@ def engines_that_fail_blame_nobody(original: Any, self: Any, *args: Any) -> None
     return
 
 
-@replace(Attempts, "blame_end")
+@replace(Suspects, "blame_end")
 def everybody_on_a_silent_worker_is_blamed(
     original: Any, self: Any, session: Any, now: Any
 ) -> None:

@@ -26,6 +26,8 @@ from preble_router.session import Session
 TAKEOVER_SECONDS = 5.0
 SILENCE_SECONDS = 2.0
 MAX_ATTEMPTS = 3
+MOVES_PER_TURN = 2
+"""So few that placing again takes more than one turn."""
 SLOW_READER_SECONDS = 1.0
 LEEWAY_SECONDS = 0.3
 """What a limit may be overstepped by: a few ticks."""
@@ -89,6 +91,7 @@ class Router:
             scheduler,
             rng=random.Random(rng.getrandbits(32)),
             takeover_seconds=TAKEOVER_SECONDS,
+            moves_per_turn=MOVES_PER_TURN,
             clock=self._loop.time,
             dial=network.dial_as(name),
         )
@@ -120,7 +123,7 @@ class Router:
         tried = generation.attempt  # Some were never sent: their links broke before.
         if MAX_ATTEMPTS <= generation.num_failures <= tried:
             return "failed: all attempts"
-        if 1 <= generation.num_failures <= tried and attempts._is_poisoned(generation, now):
+        if 1 <= generation.num_failures <= tried and attempts.suspects.is_poisoned(generation, now):
             return "failed: engines"  # perhaps on another choice of its prompt
         if attempts.budget.refused_total > self._refused:
             self._refused += 1
@@ -144,7 +147,7 @@ class Router:
             self._struck("router is full")
         elif not (has_deadline or self._life.max_queue_seconds):
             raise Violation(f"{self.name} is not overloaded with {dispatcher.num_live}")
-        elif not dispatcher.attempts.poison.has_suspects and (idle := self._idle(ready)):
+        elif not dispatcher.attempts.suspects.book.has_suspects and (idle := self._idle(ready)):
             raise Violation(f"{self.name} says that all are busy, and {idle} are not")
         else:
             self._struck("too late everywhere")
@@ -319,7 +322,7 @@ class Router:
         dispatcher, now = self.dispatcher, self._loop.time()
         scheduler = dispatcher.scheduler
         scheduler.check()
-        dispatcher.attempts.poison.check()
+        dispatcher.attempts.suspects.book.check()
         live = {view.worker_id: view.live_requests for view in scheduler.workers()}
         listed = {i: len(s.live) for i, s in dispatcher.membership.sessions.items()}
         if live != listed:
