@@ -1,5 +1,6 @@
 """dlpm and edf: order by something else than age, and yet nobody starves."""
 
+import random
 from itertools import islice
 
 import pytest
@@ -19,6 +20,8 @@ from preble_worker.policies.edf import DEMOTED_SHARE, Edf
 from preble_worker.scheduler import LocalScheduler
 
 # dlpm.
+
+SAVINGS = int(SAVINGS_TOKENS)
 
 
 def books(**credit: float) -> Dlpm:
@@ -63,6 +66,19 @@ def test_dlpm_takes_places_of_whom_one_has_much_credit_on() -> None:
     assert not policy.outranks(waits, light[1], now=10.0)
     assert not policy.outranks(heavy[1], waits, now=10.0)
     assert next(iter(policy.order([Job(99, tenant="heavy"), waits], now=10.0))) is waits
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dlpm_says_of_all_at_once_whom_any_of_those_who_wait_outranks(seed: int) -> None:
+    rng = random.Random(seed)
+    tenants = "abcd"
+    policy = books(**{tenant: float(rng.randint(-3000, SAVINGS)) for tenant in tenants})
+    waiting = [Job(tenant=rng.choice(tenants)) for _ in range(rng.randint(0, 3))]
+    running = [Job(tenant=rng.choice(tenants), runs=rng.random() < 0.7) for _ in range(8)]
+    for job in running:
+        policy.started(job)
+    one_by_one = [r for r in running if any(policy.outranks(w, r, now=0.0) for w in waiting)]
+    assert policy.outranked(waiting, running) == one_by_one
 
 
 def test_dlpm_lets_nobody_save_more_than_so_much() -> None:

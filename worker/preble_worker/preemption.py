@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from preble_worker.config import SchedulerConfig
 from preble_worker.page_cache import PageCache
 from preble_worker.planning import Planning
-from preble_worker.policies import LocalPolicy, OvertakingPolicy, RunningPolicy, WaitEstimator
+from preble_worker.policies import (
+    ClassedPolicy,
+    LocalPolicy,
+    OvertakingPolicy,
+    RunningPolicy,
+    WaitEstimator,
+)
 from preble_worker.policies.adaptive import Adaptive
 from preble_worker.running import Running
 from preble_worker.sequence import Sequence, newest_of_lowest_priority
@@ -40,6 +46,7 @@ class Preemption:
         self.prompt_tokens = config.max_batch_tokens
         self._policy = policy
         self._overtaking = policy if isinstance(policy, OvertakingPolicy) else None
+        self._classed = policy if isinstance(policy, ClassedPolicy) else None
         self._waiting = waiting
         self._running = running
         self._cache = cache
@@ -53,9 +60,11 @@ class Preemption:
         if step < self.review_at_step or not len(self._waiting):
             return []
         self.review_at_step = step + REVIEW_STEPS
-        running = self._preemptible()
-        self._policy.observe(self._waiting.window(), running, now=now)
+        waiting, running = self._waiting.window(), self._preemptible()
+        self._policy.observe(waiting, running, now=now)
         dispensable = self._policy.dispensable(running, now=now)
+        if self._classed:
+            dispensable = self._classed.outranked(waiting, dispensable)
         dispensable.sort(key=lambda sequence: sequence.priority)
         return self._make_room(dispensable, step, now) if dispensable else []
 

@@ -18,6 +18,7 @@ from preble_worker.policies.lpm import Lpm
 from preble_worker.policies.mlfq import Mlfq
 from preble_worker.policies.policy import (
     Candidate,
+    ClassedPolicy,
     LocalPolicy,
     OvertakingPolicy,
     PolicyOptions,
@@ -44,6 +45,7 @@ POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)
 __all__ = [
     "POLICY_NAMES",
     "Candidate",
+    "ClassedPolicy",
     "LocalPolicy",
     "OvertakingPolicy",
     "PolicyOptions",

@@ -8,10 +8,12 @@ SAVINGS ┬ who was not served of late, or is new     comes first, and is given 
   debt  ┴ who was just served                       comes last
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from math import ceil
+from math import ceil, inf
+from operator import attrgetter
 
 from preble.fair_share import OUTPUT_WEIGHT, SAVINGS_TOKENS
 from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
@@ -20,6 +22,8 @@ QUANTUM_TOKENS = 512.0
 """What credit is granted in, and what it must differ by to count."""
 MAX_TENANTS = 10_000
 """More than that: those without live requests are forgotten."""
+
+_arrived_at, _cached_tokens = attrgetter("arrived_at"), attrgetter("cached_tokens")
 
 
 @dataclass(slots=True)
@@ -75,11 +79,7 @@ class Dlpm:
     def order(self, candidates: Sequence[C], *, now: float) -> Iterator[C]:
         """What this order would cost is booked in a copy; the books change with `started`."""
         old = now - self._age_escape_seconds
-        queues: dict[str, list[C]] = {}
-        for candidate in sorted(candidates, key=lambda c: _turn(c, old)):
-            queues.setdefault(candidate.tenant, []).append(candidate)
-        for queue in queues.values():
-            queue.reverse()
+        queues = {t: _in_turn(queue, old)[::-1] for t, queue in _by_tenant(candidates).items()}
         credit = {tenant: self.credit(tenant) for tenant in queues}
         tenants = [(-_quanta(credit[t]), _turn(queue[-1], old), t) for t, queue in queues.items()]
         heapify(tenants)
@@ -108,7 +108,8 @@ class Dlpm:
         for candidate in running:
             self._charge_output(candidate)
         for candidate in waiting:
-            self._refund(candidate)
+            if candidate.standing is not None:
+                self._refund(candidate)
         if all(candidate.arrived_at > self._observed_at for candidate in waiting):
             self._begin_anew(running)
         elif len(self._spent) > MAX_TENANTS:
@@ -129,8 +130,13 @@ class Dlpm:
 
     def outranks(self, waiting: Candidate, running: Candidate, *, now: float) -> bool:
         """Who has more than a quantum more of credit."""
-        credit = self.credit(running.tenant) + _unearned(running)
-        return _quanta(self.credit(waiting.tenant)) > _quanta(credit) + 1
+        return _quanta(self.credit(waiting.tenant)) > self._rank(running)
+
+    def outranked(self, waiting: Sequence[C], running: Sequence[C]) -> list[C]:
+        """A matter of tenants, of whom there are fewer than requests."""
+        tenants = {candidate.tenant for candidate in waiting}
+        highest = max((_quanta(self.credit(tenant)) for tenant in tenants), default=-inf)
+        return [candidate for candidate in running if highest > self._rank(candidate)]
 
     def overtakes(self, waiting: Candidate, running: Candidate) -> bool:
         """Who has more credit, not counting what the other has paid for but not yet got."""
@@ -138,6 +144,10 @@ class Dlpm:
             return False
         credit = self.credit(running.tenant) + _unearned(running)
         return self.credit(waiting.tenant) > credit
+
+    def _rank(self, running: Candidate) -> int:
+        """In quanta: whoever has more takes its place."""
+        return _quanta(self.credit(running.tenant) + _unearned(running)) + 1
 
     def _begin_anew(self, running: Sequence[C]) -> None:
         """Only what runs is counted, and nobody left in debt for it."""
@@ -154,8 +164,8 @@ class Dlpm:
 
     def _refund(self, candidate: Candidate) -> None:
         """It waits: if it ran before, its tenant does not pay for what it has not got."""
-        standing: Standing | None = candidate.standing
-        if standing is None or standing.refunded is not None:
+        standing: Standing = candidate.standing
+        if standing.refunded is not None:
             return
         standing.refunded = max(candidate.num_missing - standing.forgiven, 0.0)
         standing.forgiven = 0.0
@@ -195,6 +205,19 @@ def _unearned(candidate: Candidate) -> float:
 def _quanta(credit: float) -> int:
     """1 for the last quantum above zero, 0 or less for debts."""
     return ceil(credit / QUANTUM_TOKENS)
+
+
+def _by_tenant(candidates: Sequence[C]) -> dict[str, list[C]]:
+    queues: dict[str, list[C]] = {}
+    for candidate in candidates:
+        queues.setdefault(candidate.tenant, []).append(candidate)
+    return queues
+
+
+def _in_turn(queue: list[C], old: float) -> list[C]:
+    """By `_turn`, one tenant's requests, which come oldest first."""
+    num_old = bisect_right(queue, old, key=_arrived_at)
+    return queue[:num_old] + sorted(queue[num_old:], key=_cached_tokens, reverse=True)
 
 
 def _turn(candidate: Candidate, old: float) -> tuple[int, float, float]:

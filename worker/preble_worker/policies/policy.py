@@ -151,6 +151,15 @@ class RunningPolicy(Protocol):
 
 
 @runtime_checkable
+class ClassedPolicy(Protocol):
+    """What a policy has besides, that says of many at once whom they outrank."""
+
+    def outranked(self, waiting: Sequence[C], running: Sequence[C]) -> list[C]:
+        """Those of `running` whom any of `waiting` outranks, in the same order."""
+        ...
+
+
+@runtime_checkable
 class WaitEstimator(Protocol):
     """What a policy has besides, that knows how long a request has still to wait."""
 
