@@ -9,6 +9,8 @@ from faults.trial import Outcome, Row, Trial, failures
 SEQUENCES = 10
 RATE = 8.0
 """Of the steady tenant, per second: about a fifth of what the cluster can do."""
+SETTLING_SECONDS = 10.0
+"""Of the backlog alone: by then its requests no longer begin and end together."""
 FAIR = ("d2lpm", "dlpm")
 UNFAIR = ("preble", "lpm")
 """Policies of the router and of the workers."""
@@ -16,7 +18,7 @@ UNFAIR = ("preble", "lpm")
 
 async def measure(trial: Trial) -> Outcome:
     """B alone and beside A under the fair policy, and both under longest prefix first."""
-    seconds = trial.pick(8.0, 20.0)
+    seconds = trial.pick(8.0, 30.0)
     alone, _ = await _run(trial, FAIR, seconds, backlog=0)
     fair, fair_rate = await _run(trial, FAIR, seconds, backlog=10 * SEQUENCES * 4)
     unfair, unfair_rate = await _run(trial, UNFAIR, seconds, backlog=10 * SEQUENCES * 4)
@@ -43,10 +45,10 @@ async def _run(
         load_a, load_b = Load(cluster.url), Load(cluster.url)
         questions_a = Questions(seed=10_000, tenant="a", stream=False, varied=True)
         questions_b = Questions(seed=10_001, tenant="b", stream=True, varied=True)
+        await load_b.closed_loop(questions_b.take(32), concurrency=4)
+        del load_b.answers[:]
         async with load_a.going_on(questions_a, concurrency=backlog, leave=True):
-            await asyncio.sleep(3.0)
-            await load_b.closed_loop(questions_b.take(16), concurrency=4)
-            del load_b.answers[:]
+            await asyncio.sleep(SETTLING_SECONDS)
             began_at = time.perf_counter()
             await load_b.open_loop(questions_b.take(int(RATE * seconds)), rate=RATE, seed=1)
             rate = _answered(began_at, began_at + seconds, load_a, load_b) / seconds
