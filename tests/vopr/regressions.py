@@ -60,8 +60,9 @@ def _poison(poison: Poison, *, at: float = 1.0, num_choices: int = 1) -> tuple[A
 
 
 async def silence_of_all(world: World, rng: random.Random) -> None:
-    """Until their links are given up: what they said meanwhile is lost."""
-    await _silence(world, [host.address for host in world.hosts], at=1.0, seconds=8.5)
+    """Until their links are given up, the last one's first: what they said meanwhile is lost."""
+    addresses = [host.address for host in reversed(world.hosts)]
+    await _silence(world, addresses, at=1.0, seconds=8.5)
 
 
 async def silence_of_one_after_the_other(world: World, rng: random.Random) -> None:
