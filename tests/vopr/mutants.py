@@ -3,6 +3,7 @@
 Only this file, which knows production's insides, replaces its methods; in a process of its own.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,24 @@ def nobody_looks_again_for_waiting_requests(original: Any, self: Any, now: Any) 
 @replace(PoisonBook, "failed")
 def poison_is_not_noticed(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     return
+
+
+@replace(PoisonBook, "failed")
+def the_poisoned_are_suspected_anew(
+    original: Any, self: Any, failure: Any, running: Any, *, now: Any
+) -> None:
+    poisoned, self._poisoned_until = self._poisoned_until, OrderedDict()
+    original(self, failure, running, now=now)
+    self._poisoned_until.update(poisoned)
+
+
+@replace(Suspects, "barred")
+def suspects_of_one_kind_are_tried_side_by_side(
+    original: Any, self: Any, generation: Any, now: Any
+) -> set[str]:
+    if generation.suspected_until <= now:
+        return set()
+    return {each.worker_id for each in self._sessions.values() if each.trial is not None}
 
 
 @replace(PoisonBook, "came_late")

@@ -19,17 +19,26 @@ from preble.page_keys import pack_tokens
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """What was wrong, and how the requests of a life that shows it must end."""
+    """What was wrong, and how the requests of a life that shows it must end.
+
+    Attributes:
+        mutant: planted again, which the life must find.
+        most_lost: workers that may die of it.
+    """
 
     was_wrong: str
+    mutant: str
     life: Life
     ends: dict[str, int]
+    most_lost: int = 5
 
     def live(self) -> Verdict:
         """Once more. A wrong end is a violation, too."""
         verdict = run_life(self.life)
         if not verdict.violation and verdict.outcomes != self.ends:
             verdict.violation = f"{self.was_wrong}: {dict(verdict.outcomes)}, not {self.ends}"
+        if not verdict.violation and (lost := verdict.struck["poison kills"]) > self.most_lost:
+            verdict.violation = f"{self.was_wrong}: {lost} are lost"
         return verdict
 
 
@@ -98,11 +107,13 @@ async def engine_error_while_the_other_is_away(world: World, rng: random.Random)
 REGRESSIONS = (
     Regression(
         "who was moved from one silent worker to another looked poisoned",
+        "everybody_on_a_silent_worker_is_blamed",
         Life(seed=1, asks=_crowd(16, max_tokens=200), faults=(silence_of_one_after_the_other,)),
         {"length": 16},
     ),
     Regression(
         "of the choices of a poisoned prompt each took a worker",
+        "suspects_of_one_kind_are_tried_side_by_side",
         Life(
             seed=2,
             asks=_poison(Poison.KILLS, num_choices=4),
@@ -111,19 +122,23 @@ REGRESSIONS = (
             policy="sticky",
         ),
         {"poisoned_request": 4},
+        most_lost=2,
     ),
     Regression(
         "who came to a silent worker was not blamed when that was found dead",
+        "who_came_in_a_silence_is_never_blamed",
         Life(seed=3, asks=_poison(Poison.KILLS, at=1.8), faults=(silence_of_all,)),
         {"poisoned_request": 1},
     ),
     Regression(
         "a request on which each engine fails was not blamed, and failed others with it",
+        "engines_that_fail_blame_nobody",
         Life(seed=4, asks=_poison(Poison.RAISES), faults=()),
         {"poisoned_request": 1},
     ),
     Regression(
         "who failed with an engine ended at once where no other worker was ready",
+        "broken_requests_do_not_wait",
         Life(
             seed=5,
             asks=_crowd(1, max_tokens=100),
@@ -134,6 +149,7 @@ REGRESSIONS = (
     ),
     Regression(
         "who was refused as poisoned was suspected once more when its last worker died",
+        "the_poisoned_are_suspected_anew",
         Life(
             seed=6,
             asks=_poison(Poison.KILLS, num_choices=4),

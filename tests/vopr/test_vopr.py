@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from vopr.mutants import hunt
+from vopr.mutants import MUTANTS, hunt
 from vopr.regressions import REGRESSIONS, Regression
 from vopr.world import run_seed
 
@@ -24,6 +24,15 @@ def test_every_invariant_holds(first: int) -> None:
 @pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda each: each.life.seed)
 def test_bugs_of_the_past_are_gone(regression: Regression) -> None:
     assert not regression.live().violation
+
+
+@pytest.mark.parametrize("regression", REGRESSIONS, ids=lambda each: each.life.seed)
+def test_a_bug_of_the_past_would_be_found_again(regression: Regression) -> None:
+    patcher = MUTANTS[regression.mutant]()
+    try:
+        assert regression.live().violation
+    finally:
+        patcher.stop()
 
 
 def test_a_seed_runs_the_same_way_in_every_process() -> None:
