@@ -229,7 +229,7 @@ def test_alise_levels_double_and_waiting_rises() -> None:
 
 
 def test_alise_estimates_waits_by_the_work_ahead() -> None:
-    policy = Alise(PolicyOptions())
+    policy = Alise(PolicyOptions(swap_token_seconds=1e-6))
     running = [Job(max_tokens=100, runs=True), Job(max_tokens=50, num_generated=25, runs=True)]
     waiting = [Job(max_tokens=30), Job(max_tokens=20, arrived_at=1.0)]
     policy.observe(waiting, running, now=0.0)

@@ -68,25 +68,27 @@ class LengthEstimate:
         so far beyond its prediction, it is expected to become twice as long as it is.
         """
         prediction = self._prediction(predicted, otherwise=1.0)
-        bucket = bisect_right(self._bounds, generated / prediction)
-        mean = self._upper_means()[bucket]
+        means = self._means or self._upper_means()
+        mean = means[bisect_right(self._bounds, generated / prediction)]
         if mean == 0.0:
             beyond = generated if generated >= prediction else 0
             return max(prediction, 2.0 * beyond, generated + 1.0)
-        return max(prediction * mean, generated + 1.0)
+        length, least = prediction * mean, generated + 1.0
+        return length if length > least else least
 
     def _prediction(self, predicted: float | None, *, otherwise: float) -> float:
-        return max(predicted or self.mean or otherwise, 1.0)
+        prediction = predicted or self.mean or otherwise
+        return prediction if prediction > 1.0 else 1.0
 
     def _upper_means(self) -> list[float]:
         """Of each bucket: the mean ratio in it and those above it, 0 where there is none."""
-        if self._means is None:
-            counts = np.cumsum(self._counts[::-1])[::-1]
-            sums = np.cumsum(self._sums[::-1])[::-1]
-            self._means = np.divide(
-                sums, counts, out=np.zeros_like(sums), where=counts > 1e-9
-            ).tolist()
-        return self._means
+        counts = np.cumsum(self._counts[::-1])[::-1]
+        sums = np.cumsum(self._sums[::-1])[::-1]
+        means: list[float] = np.divide(
+            sums, counts, out=np.zeros_like(sums), where=counts > 1e-9
+        ).tolist()
+        self._means = means
+        return means
 
     def _fade(self) -> None:
         self._counts *= 0.5

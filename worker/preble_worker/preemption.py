@@ -62,11 +62,9 @@ class Preemption:
         self.review_at_step = step + REVIEW_STEPS
         waiting, running = self._waiting.window(), self._preemptible()
         self._policy.observe(waiting, running, now=now)
-        dispensable = self._policy.dispensable(running, now=now)
         if self._classed:
-            dispensable = self._classed.outranked(waiting, dispensable)
-        dispensable.sort(key=lambda sequence: sequence.priority)
-        return self._make_room(dispensable, step, now) if dispensable else []
+            running = self._classed.outranked(waiting, running)
+        return self._make_room(running, step, now) if running else []
 
     def for_growth(self, *, now: float) -> Sequence:
         """Whom to preempt because those who run have grown out of the pages: of the lowest
@@ -115,24 +113,32 @@ class Preemption:
         self._running.decodes.note_generated()
         return [*self._running.decodes.sequences, *self._running.prefills.sequences]
 
-    def _make_room(self, dispensable: list[Sequence], step: int, now: float) -> list[Sequence]:
-        """Go through those who wait as they will be started, with victims where they lack room."""
+    def _make_room(self, running: list[Sequence], step: int, now: float) -> list[Sequence]:
+        """Go through those who wait as they will be started, with victims where they lack room.
+
+        Only then is the policy asked whom it can spare, since it has to look at all that run.
+        """
         victims: list[Sequence] = []
+        dispensable: list[Sequence] | None = None
         prefills = self._running.prefills
         budget = self._max_batch_tokens - len(self._running.decodes) - prefills.num_missing
         room = _Room(self._max_running - len(self._running), self._cache.num_available)
         for sequence in self._waiting.in_turn(now=now):
             tokens = budget + _missing(self._behind(sequence))
-            if tokens <= 0 or not (dispensable or room.num_slots):
+            if tokens <= 0:
                 break
             if self._running.should_follow(sequence, step=step):
                 continue
             wanted = self._wanted_pages(sequence)
-            found = self._victims_for(sequence, wanted, room, dispensable, now)
-            if found is None:
-                break
-            victims += found
-            dispensable = [s for s in dispensable if s not in found]
+            if not self._has_room(room, wanted):
+                if dispensable is None:
+                    dispensable = self._policy.dispensable(running, now=now)
+                    dispensable.sort(key=lambda s: s.priority)
+                found = self._victims_for(sequence, wanted, room, dispensable, now)
+                if found is None:
+                    break
+                victims += found
+                dispensable = [s for s in dispensable if s not in found]
             room.num_slots -= 1
             room.num_pages -= wanted
             budget -= sequence.num_missing
@@ -150,7 +156,7 @@ class Preemption:
         victims: list[Sequence] = []
         after = _Room(room.num_slots, room.num_pages)
         candidates = iter(dispensable)
-        while after.num_slots < 1 or after.num_pages < wanted + self._max_running - after.num_slots:
+        while not self._has_room(after, wanted):
             victim = next(candidates, None)
             if victim is None or victim.priority > sequence.priority:
                 return None
@@ -160,6 +166,10 @@ class Preemption:
                 after.num_pages += self._freed_pages(victim)
         room.num_slots, room.num_pages = after.num_slots, after.num_pages
         return victims
+
+    def _has_room(self, room: "_Room", wanted: int) -> bool:
+        """For one more that takes `wanted` pages; each that runs keeps one to grow into."""
+        return room.num_slots >= 1 and room.num_pages >= wanted + self._max_running - room.num_slots
 
     def _wanted_pages(self, sequence: Sequence) -> int:
         """Available pages that `sequence` takes when it starts."""

@@ -3,7 +3,7 @@
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import frexp
+from math import frexp, inf
 
 from preble_worker.policies.outlook import Outlook
 from preble_worker.policies.policy import WIDE_WINDOW, C, Candidate, PolicyOptions
@@ -40,7 +40,8 @@ class Standing:
 
 def level_of(remaining: float) -> int:
     """0 for what takes less than tau seconds, then one for each doubling."""
-    return max(0, min(NUM_LEVELS - 1, frexp(remaining / FIRST_LEVEL_SECONDS)[1]))
+    exponent = frexp(remaining / FIRST_LEVEL_SECONDS)[1]
+    return 0 if exponent < 0 else exponent if exponent < NUM_LEVELS else NUM_LEVELS - 1
 
 
 class Alise:
@@ -56,6 +57,7 @@ class Alise:
 
     def __init__(self, options: PolicyOptions) -> None:
         self.outlook = Outlook(options)
+        self._can_swap = options.swap_token_seconds < inf
 
     def order(self, candidates: Sequence[C], *, now: float) -> list[C]:
         return sorted(candidates, key=lambda c: self._rank(c, _waited(c, now)))
@@ -70,7 +72,13 @@ class Alise:
     def observe(self, waiting: Sequence[C], running: Sequence[C], *, now: float) -> None:
         """Estimate the waits: each waits until the first of those that run is done, and for those
         that wait before it, which share the batch. Of who runs, as if it were preempted.
+
+        Without a host to swap to nobody asks.
         """
+        if not self._can_swap:
+            for candidate in waiting:
+                self.standing(candidate)
+            return
         at_once = max(len(running), 1)
         ends = sorted(self.standing(candidate).remaining for candidate in running)
         ranks, ahead = [], 0.0
@@ -123,8 +131,8 @@ class Alise:
 
     def _level(self, candidate: Candidate, waited: float) -> int:
         standing = self.standing(candidate)
-        risen = int(waited / (PROMOTION_STRETCH * standing.total))
-        return max(0, standing.level - risen)
+        level = standing.level - int(waited / (PROMOTION_STRETCH * standing.total))
+        return level if level > 0 else 0
 
     def _rank(self, candidate: Candidate, waited: float) -> tuple[int, float]:
         return self._level(candidate, waited), candidate.arrived_at

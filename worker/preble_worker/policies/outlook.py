@@ -28,16 +28,19 @@ class Outlook:
 
     def prediction(self, candidate: Candidate) -> int:
         """Tokens of its output as they were predicted first, at least one."""
-        predicted = candidate.predicted_output_tokens
-        if predicted is None:
-            return candidate.max_tokens
-        return max(1, min(predicted, candidate.max_tokens))
+        predicted, limit = candidate.predicted_output_tokens, candidate.max_tokens
+        if predicted is None or predicted > limit:
+            return limit
+        return predicted if predicted > 1 else 1
 
     def remaining_tokens(self, candidate: Candidate) -> float:
         """Tokens still to be generated: E[length | length > generated] less those generated."""
         generated = candidate.num_generated
-        whole = self.lengths.expected(self.prediction(candidate), generated)
-        return min(whole, candidate.max_tokens) - generated
+        whole, limit = (
+            self.lengths.expected(self.prediction(candidate), generated),
+            candidate.max_tokens,
+        )
+        return (whole if whole < limit else limit) - generated
 
     def remaining_seconds(self, candidate: Candidate) -> float:
         """Prefill of what it misses, then its remaining tokens."""
@@ -65,7 +68,8 @@ class Outlook:
 
     def seconds(self, candidate: Candidate, num_output: float) -> float:
         """Prefill of what it misses, then `num_output` tokens."""
-        return self.prefill_seconds(candidate) + num_output * self.token_seconds(candidate)
+        decoding = num_output * self.token_seconds(candidate)
+        return self.prefill_seconds(candidate) + decoding if candidate.num_missing else decoding
 
     def token_seconds(self, candidate: Candidate) -> float:
         """One more token."""
