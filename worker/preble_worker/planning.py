@@ -3,7 +3,7 @@
 from preble_worker.config import SchedulerConfig
 from preble_worker.eviction import CacheNode
 from preble_worker.kv_form import KvForm
-from preble_worker.page_cache import PageCache
+from preble_worker.page_cache import CachedPrefix, PageCache
 from preble_worker.policies.adaptive import TOKENS_PER_PAUSE, Adaptive, Prospect, Room, Runner
 from preble_worker.policies.pace import Pace, best_pace
 from preble_worker.running import Running
@@ -110,27 +110,32 @@ class Planning:
         )
 
     def _prospects(self, waiting: list[Sequence], now: float) -> list[Prospect[Sequence]]:
-        ttft_slo, tbt_slo = self._config.ttft_slo_seconds, self._config.tbt_slo_seconds
-        prefill_seconds = self._cost.prefill_seconds
+        config, prefill_seconds = self._config, self._cost.prefill_seconds
+        ttft_slo, tbt_slo = config.ttft_slo_seconds, config.tbt_slo_seconds
+        page_tokens = self._cache.page_tokens
         used: dict[CacheNode, int] = {}
         host = self._running.host if self._forms else None
         prospects = []
         for sequence in waiting:
+            can_wait = False
             if sequence.has_output:
                 slo, default, since = sequence.tbt_slo_seconds, tbt_slo, sequence.waiting_since
+                can_wait = sequence.num_output >= TOKENS_PER_PAUSE * sequence.num_pauses
             else:
                 slo, default, since = sequence.ttft_slo_seconds, ttft_slo, sequence.arrived_at
-            cached = sequence.cached_tokens
+            num_tokens, cached = sequence.num_tokens, sequence.cached_tokens
+            num_pages = -(-num_tokens // page_tokens)
+            if sequence.prefix.num_pages:
+                num_pages -= self._num_used(sequence.prefix, used)
             prospects.append(
                 Prospect(
                     sequence,
                     now - since,
-                    prefill_seconds(float(sequence.num_tokens - cached), float(cached)),
+                    prefill_seconds(float(num_tokens - cached), float(cached)),
                     default if slo is None else slo,
-                    self._wanted_pages(sequence, used),
-                    sequence.has_output
-                    and sequence.num_output >= TOKENS_PER_PAUSE * sequence.num_pauses,
-                    sequence.num_tokens - cached,
+                    num_pages,
+                    can_wait,
+                    num_tokens - cached,
                     host is not None and host.keeps(sequence),
                 )
             )
@@ -177,20 +182,18 @@ class Planning:
                 runners.append(Runner(sequence, num_pages))
         return runners
 
-    def _wanted_pages(self, sequence: Sequence, used: dict[CacheNode, int]) -> int:
-        """Available pages that `sequence` takes when it starts with keys and values.
+    def _num_used(self, prefix: CachedPrefix, used: dict[CacheNode, int]) -> int:
+        """Pages of `prefix` that are in use, so that who starts with them takes them for nothing.
 
         Args:
             used: pages of the path to a node that are in use, as far as they were asked for.
         """
-        num_pages = -(-sequence.num_tokens // self._cache.page_tokens)
-        prefix = sequence.prefix
-        if not prefix.num_pages or not prefix.is_current():
-            return num_pages
+        if not prefix.is_current():
+            return 0
         num_used = used.get(prefix.node)
         if num_used is None:
             num_used = used[prefix.node] = self._cache.num_used_of(prefix.node)
-        return num_pages - min(prefix.num_pages, num_used)
+        return min(prefix.num_pages, num_used)
 
     def _upgrade(self, sequence: Sequence) -> None:
         """Now, if there are pages; else another plan will say so again."""

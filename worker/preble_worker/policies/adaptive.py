@@ -161,7 +161,8 @@ class Adaptive:
         pages += sum(_fuller(r, forms, KvForm.INT8).pages for r in shrinkable)
         count = room.count + len(pausable)
 
-        first = _oldest_that_fit([(p, _modest(p, forms)) for p in pinned], pages, count)
+        modest = _modest(forms)
+        first = _oldest_that_fit(pinned, modest, pages, count)
         taken = sum(form.share * p.pages for p, form in first)
         pages = pages - taken if len(first) == len(pinned) else 0.0
         jobs = [
@@ -184,8 +185,7 @@ class Adaptive:
         num_kept = sum(len(in_time) <= i < running for i in choice)
         tokens = room.tokens - sum(p.tokens for p, _ in first)
         tokens -= sum(p.tokens for i, p in enumerate(in_time) if i in choice)
-        modest = [(p, _modest(p, forms)) for p in late]
-        starts += _best_of(modest, pages, count - len(starts) - num_kept, tokens)
+        starts += _best_of(late, modest, pages, count - len(starts) - num_kept, tokens)
         _rank([*pinned, *in_time, *late], starts)
         in_full = running + len(hidden)
         return Plan(
@@ -236,25 +236,24 @@ def _by_hope(
     pinned.sort(key=lambda p: p.candidate.arrived_at)
     in_time, left_out = most_in_time(dues, pace)
     late += [waiting[number] for number in left_out]
-    keys = [-_late_worth(p) / (p.pages or 0.5) for p in late]
-    in_turn = sorted(range(len(late)), key=keys.__getitem__)
-    return pinned, [waiting[number] for number in in_time], [late[i] for i in in_turn]
+    late.sort(key=lambda p: _late_worth(p) / (p.pages or 0.5), reverse=True)
+    return pinned, [waiting[number] for number in in_time], late
 
 
-def _modest(prospect: Prospect[C], forms: tuple[Form, ...]) -> Form:
-    """Of one with nothing to win, that should leave others their room but not delay them: int8,
-    where there is that."""
-    if len(forms) == 1 or prospect.keeps_full:
-        return FULL
+def _modest(forms: tuple[Form, ...]) -> Form:
+    """Of those with nothing to win, that should leave others their room but not delay them: int8,
+    where there is that. Who has pages on the host keeps the full form all the same.
+    """
     return next((form for form in forms if form.kind is KvForm.INT8), FULL)
 
 
 def _oldest_that_fit(
-    pinned: list[tuple[Prospect[C], Form]], pages: float, count: int
+    pinned: list[Prospect[C]], modest: Form, pages: float, count: int
 ) -> list[tuple[Prospect[C], Form]]:
     """Those to start before all others; nobody overtakes who does not fit."""
     chosen = []
-    for prospect, form in pinned[: max(count, 0)]:
+    for prospect in pinned[: max(count, 0)]:
+        form = FULL if prospect.keeps_full else modest
         pages -= form.share * prospect.pages
         if pages < 0.0:
             break
@@ -263,12 +262,16 @@ def _oldest_that_fit(
 
 
 def _best_of(
-    late: list[tuple[Prospect[C], Form]], pages: float, count: int, tokens: float
+    late: list[Prospect[C]], modest: Form, pages: float, count: int, tokens: float
 ) -> list[tuple[C, KvForm]]:
     """Of those with nothing to win, with what room is left."""
-    small = (
-        [(p, f) for p, f in late if f.share * p.pages <= pages] if min(count, tokens) > 0 else []
-    )
+    if min(count, tokens) <= 0:
+        return []
+    small = [
+        (p, form)
+        for p in late
+        if (form := FULL if p.keeps_full else modest).share * p.pages <= pages
+    ]
     jobs = [Job(_late_worth(p), f.share * _weight(p.pages), (FULL,), 1, p.tokens) for p, f in small]
     choice = choose(jobs, pages=pages, count=count, tokens=tokens)
     return [(p.candidate, f.kind) for number, (p, f) in enumerate(small) if number in choice]
