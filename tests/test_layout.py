@@ -52,6 +52,7 @@ PURE = [
     "router/preble_router/ramp_up.py",
     "router/preble_router/retry_budget.py",
     "router/preble_router/slow_readers.py",
+    "router/preble_router/step_pace.py",
     *(
         f"router/preble_router/lengths/{name}.py"
         for name in (

@@ -172,7 +172,7 @@ class Attempts:
                 for session in sessions.values()
                 if session.request_limit_tokens < needed
             )
-        excluded |= self.suspects.barred(generation, now)
+        excluded |= self.suspects.barred(generation, excluded, now)
         return frozenset(excluded)
 
     def end_trial(self, session: Session, now: float) -> None:

@@ -10,6 +10,7 @@ from preble.types import LoadReport, WorkerRequest, WorkerSpec
 from preble.v1 import worker_pb2 as pb
 from preble.wire import hello_from_wire, snapshot_request_to_wire, submit_to_wire
 from preble_router.liveness import Liveness
+from preble_router.step_pace import StepPace
 
 if TYPE_CHECKING:
     from preble_router.generation import Generation
@@ -26,6 +27,7 @@ class Session:
         live: this router's requests on the worker, by request id.
         known: its first snapshot has come, so its step loop turns.
         draining: nothing more may be placed on it; it ends by somebody's will, not by a fault.
+        pace: of its steps.
         trial: a suspect that has shown no token here yet; see `poison`.
         linked_at: when it said Hello.
         sent_at: when the last of its requests left, infinite while one waits to be written.
@@ -48,6 +50,7 @@ class Session:
         "live",
         "liveness",
         "load",
+        "pace",
         "request_limit_tokens",
         "sent_at",
         "serial",
@@ -75,6 +78,7 @@ class Session:
         self.linked_at = now
         self.known = False
         self.draining = False
+        self.pace = StepPace()
         self.trial: Generation | None = None
         self.ejected = False
         self.ended = False

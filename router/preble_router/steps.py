@@ -84,9 +84,12 @@ class Steps:
             self._end_attempt(generation, output, now)
         if step.phase == pb.PHASE_DRAINING:
             self.mark_draining(session, now)
+        if step.step_seconds:
+            session.pace.stepped(now=now)
         if step.step_seconds or load.num_running or load.num_waiting:
             session.idle_since = math.inf
         else:
+            session.pace.rested()
             session.idle_since = min(session.idle_since, now)
             self._find_forgotten(session, now)
 

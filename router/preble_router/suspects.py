@@ -7,7 +7,7 @@ So at a second failure one of the suspects was there, and not several. What is h
 in `poison`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from preble_router.generation import Generation
 from preble_router.poison import PoisonBook, fingerprint
@@ -15,8 +15,12 @@ from preble_router.session import Session
 
 HEARTBEAT_SECONDS = 0.5
 """An idle worker reports at least so often."""
+TRIAL_STEPS = 12
+"""Of the slowest worker: so long suspects are kept apart; their streams wait."""
 TRIAL_SECONDS = 0.25
-"""How long suspects are kept apart; their streams wait."""
+"""At least so long, whatever the steps take."""
+MOST_TRIAL_SECONDS = 1.0
+"""And no longer."""
 
 
 class Suspects:
@@ -38,8 +42,14 @@ class Suspects:
         """A worker failed while it ran these: one of them may have been the cause."""
         running = [(_fingerprint(each), each.attempt_output_tokens) for each in generations]
         self.book.failed(failure, running, now=now)
+        until = now + self._trial_seconds()
         for generation in generations:
-            generation.suspected_until = now + TRIAL_SECONDS
+            generation.suspected_until = until
+
+    def _trial_seconds(self) -> float:
+        """Who has had no step to show a token in has not been tried."""
+        pace = max((s.pace.seconds for s in self._sessions.values() if s.ready), default=0.0)
+        return min(max(TRIAL_SECONDS, TRIAL_STEPS * pace), MOST_TRIAL_SECONDS)
 
     def blame_end(self, session: Session, now: float) -> None:
         """The process there failed, or is silent. Who came when it had been silent for longer than
@@ -71,21 +81,28 @@ class Suspects:
         session.trial.suspected_until = now
         session.trial = None
 
-    def barred(self, generation: Generation, now: float) -> set[str]:
-        """Workers that may not take it now: for a suspect, those that try another one."""
-        if generation.suspected_until <= now:
+    def barred(self, generation: Generation, failed: set[str], now: float) -> set[str]:
+        """Workers that may not take it now: for a suspect, those that try another one. When its
+        time is up it avoids them, if any that has not `failed` it tries nobody."""
+        is_suspect = generation.suspected_until > now
+        if not (is_suspect or generation.num_failures):
             return set()
         trials = {s.worker_id: s.trial for s in self._sessions.values() if s.trial is not None}
+        if not is_suspect:
+            free = (s for s in self._untried() if s.ready and not s.liveness.suspect)
+            return set(trials) if any(s.worker_id not in failed for s in free) else set()
         mark = _fingerprint(generation)
         # The verdict over its like, such as another choice of the same prompt, is its own too.
         is_tried = any(_fingerprint(other) == mark for other in trials.values())
         return set(self._sessions if is_tried else trials)
 
+    def _untried(self) -> Iterator[Session]:
+        """Workers that try nobody."""
+        return (session for session in self._sessions.values() if session.trial is None)
+
     def must_wait(self, generation: Generation, now: float) -> bool:
         """Whether it is certain that all who could take it are barred; cheaper than to ask who."""
-        return generation.suspected_until > now and not any(
-            session.trial is None and session.ready for session in self._sessions.values()
-        )
+        return generation.suspected_until > now and not any(s.ready for s in self._untried())
 
 
 def _fingerprint(generation: Generation) -> bytes:

@@ -21,6 +21,7 @@ from preble_router.poison import (
     PoisonBook,
     fingerprint,
 )
+from preble_router.step_pace import StepPace
 
 A, B, C, D = b"a", b"b", b"c", b"d"
 
@@ -303,6 +304,21 @@ async def test_suspects_wait_for_each_other_only_so_long() -> None:
         late.faults.paused = False
         await asyncio.gather(*map(assert_exact, generations))
         await late.stop()
+
+
+def test_a_worker_s_pace_is_that_of_its_steps_but_for_its_rests() -> None:
+    pace = StepPace()
+    pace.stepped(now=1.0)
+    assert pace.seconds == 0.0
+    pace.stepped(now=1.5)
+    assert pace.seconds == 0.5
+    pace.rested()
+    pace.stepped(now=9.0)
+    pace.stepped(now=9.1)
+    assert 0.1 < pace.seconds < 0.5
+    for step in range(50):
+        pace.stepped(now=9.2 + 0.1 * step)
+    assert pace.seconds == pytest.approx(0.1, rel=0.01)
 
 
 async def test_a_lone_worker_that_dies_fails_its_requests_as_ever() -> None:

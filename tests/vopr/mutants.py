@@ -32,7 +32,7 @@ from preble_router.scheduler import GlobalScheduler
 from preble_router.session import Session
 from preble_router.slow_readers import SlowReaders
 from preble_router.steps import Steps
-from preble_router.suspects import Suspects
+from preble_router.suspects import TRIAL_SECONDS, Suspects
 from preble_router.tree_sync import TreeSync
 from preble_worker.request_book import RequestBook
 from preble_worker.service import WorkerService
@@ -216,11 +216,16 @@ def the_poisoned_are_suspected_anew(
 
 @replace(Suspects, "barred")
 def suspects_of_one_kind_are_tried_side_by_side(
-    original: Any, self: Any, generation: Any, now: Any
+    original: Any, self: Any, generation: Any, failed: Any, now: Any
 ) -> set[str]:
     if generation.suspected_until <= now:
         return set()
     return {each.worker_id for each in self._sessions.values() if each.trial is not None}
+
+
+@replace(Suspects, "_trial_seconds")
+def suspects_wait_no_longer_for_slow_steps(original: Any, self: Any) -> float:
+    return TRIAL_SECONDS
 
 
 @replace(PoisonBook, "came_late")

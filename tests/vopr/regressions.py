@@ -54,11 +54,13 @@ def _crowd(count: int, *, max_tokens: int) -> tuple[Ask, ...]:
     )
 
 
-def _poison(poison: Poison, *, at: float = 1.0, num_choices: int = 1) -> tuple[Ask, ...]:
+def _poison(
+    poison: Poison, *, at: float = 1.0, num_choices: int = 1, name: str = "q0"
+) -> tuple[Ask, ...]:
     """So long a prompt that its choices go to one worker."""
     return (
         Ask(
-            name="q0",
+            name=name,
             prompt=_prompt(0, size=500),
             max_tokens=20,
             at=at,
@@ -91,6 +93,16 @@ async def _silence(world: World, addresses: list[str], *, at: float, seconds: fl
     await asyncio.sleep(seconds)
     for address in addresses:
         world.network.unblock("r0", address, UP)
+
+
+async def all_are_slow(world: World, rng: random.Random) -> None:
+    """A step takes half a second for as long as there is poison."""
+    for host in world.hosts:
+        host.slowness = 30.0
+        world.strike("slow", host.name, host.slowness)
+    await asyncio.sleep(6.0)
+    for host in world.hosts:
+        host.slowness = 1.0
 
 
 async def engine_error_while_the_other_is_away(world: World, rng: random.Random) -> None:
@@ -158,5 +170,16 @@ REGRESSIONS = (
             policy="round_robin",
         ),
         {"poisoned_request": 4},
+    ),
+    Regression(
+        "where steps are slow, suspects met before their first one, and poison took a third worker",
+        "suspects_wait_no_longer_for_slow_steps",
+        Life(
+            seed=7,
+            asks=(*_crowd(32, max_tokens=40), *_poison(Poison.KILLS, at=3.0, name="poison")),
+            faults=(all_are_slow,),
+        ),
+        {"length": 32, "poisoned_request": 1},
+        most_lost=2,
     ),
 )
