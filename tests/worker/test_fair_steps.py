@@ -32,10 +32,19 @@ class Steps:
         self.arrived_in: dict[str, int] = {}
         self._ids = count()
 
-    def ask(self, tenant: str, num_tokens: int, output_tokens: int, *, priority: int = 0) -> str:
+    def ask(
+        self,
+        tenant: str,
+        num_tokens: int,
+        output_tokens: int,
+        *,
+        priority: int = 0,
+        again: bool = False,
+    ) -> str:
+        """`again`: the prompt of the first one."""
         number = next(self._ids)
         request_id = f"{tenant}{number}"
-        prompt = [number % 30_000] * num_tokens
+        prompt = [0 if again else number % 30_000] * num_tokens
         self.arrived_in[request_id] = self.number
         self.scheduler.add(
             make_request(
@@ -106,6 +115,20 @@ def test_a_tenant_goes_before_begun_prompts_for_no_more_than_is_fair() -> None:
         worker.step()
     computed = 400 * sum(request_id in worker.first_step for request_id in asked)
     assert SAVINGS_TOKENS - QUANTUM_TOKENS <= computed <= 7000 + QUANTUM_TOKENS
+
+
+def test_a_place_is_taken_though_the_oldest_has_paid_for_what_it_has_not_got() -> None:
+    worker = Steps(max_sequences=2)
+    worker.ask("greedy", 300, 1)
+    worker.step()
+    worker.step()
+    worker.ask("greedy", 5000, 5)
+    worker.number += 1
+    worker.ask("greedy", 300, 100, again=True)  # Is cached, so it starts first.
+    worker.step()
+    short = worker.ask("steady", 100, 20)
+    worker.step()
+    assert worker.steps_to_first(short) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
