@@ -158,7 +158,7 @@ class QuotaWatch:
                 continue
             if after[namespace] < pages:
                 raise Violation(
-                    f"namespace {namespace!r} had {dict(before)[namespace]} pages of "
+                    f"namespace {namespace!r} had {pages} pages of "
                     f"{before.total()}, and lost {pages - after[namespace]}"
                 )
             self._struck("quota spares a namespace")
