@@ -145,7 +145,7 @@ def draw_asks(rng: random.Random, *, count: int, seconds: float) -> list[Ask]:
             Ask(
                 name=f"q{i}",
                 prompt=pack_tokens(rng.choice(heads) + own),
-                max_tokens=300 if stalls else rng.choice((1, 6, 15, 30, 60)),
+                max_tokens=160 if stalls else rng.choice((1, 6, 15, 30, 60)),
                 seed=rng.getrandbits(32),
                 at=1.0 + at,
                 num_choices=rng.choices((1, 2, 4), (90, 7, 3))[0],
