@@ -34,6 +34,8 @@ from preble_router.suspects import Suspects
 
 MOVES_PER_TURN = 16
 """Requests placed again in one turn of the event loop: a few milliseconds of it."""
+MOVED_TOKENS = 4096
+"""So many tokens of a prompt take as long again as what any request takes."""
 
 
 class Attempts:
@@ -243,7 +245,7 @@ class Attempts:
                 return
             self._wait(generation, now)
         else:
-            self._moves.done()
+            self._moves.done(1.0 + num_tokens(generation.request.tokens) / MOVED_TOKENS)
             self.retries_total += 1
             self.budget.count_retry(num_failures=num_failures, now=now)
             self._give_up_at.pop(generation.request_id, None)

@@ -33,32 +33,32 @@ class LoopTurn:
 
 
 class Slices:
-    """Work in small pieces: so many in one turn of the event loop, what is left in the next ones.
+    """Work in pieces: so many in one turn of the event loop, what is left in the next ones.
 
     Args:
-        most: pieces in a turn.
+        most: in a turn, counted as `done` counts them.
         go_on: called in the next turn where pieces were left.
     """
 
-    def __init__(self, most: int, *, go_on: Callable[[], None]) -> None:
+    def __init__(self, most: float, *, go_on: Callable[[], None]) -> None:
         self._most = most
         self._go_on = go_on
-        self._num_done = 0
+        self._done = 0.0
         self._has_left = False
 
     def may_begin(self) -> bool:
         """Whether another piece may be done in this turn; if not, more will be in the next."""
-        self._has_left = self._num_done >= self._most
+        self._has_left = self._done >= self._most
         return not self._has_left
 
-    def done(self) -> None:
-        """One piece."""
-        if not self._num_done:
+    def done(self, size: float) -> None:
+        """A piece, small ones of 1."""
+        if not self._done:
             asyncio.get_running_loop().call_soon(self._begin_turn)
-        self._num_done += 1
+        self._done += size
 
     def _begin_turn(self) -> None:
-        self._num_done = 0
+        self._done = 0.0
         if self._has_left:
             self._has_left = False
             self._go_on()

@@ -7,8 +7,9 @@ from fake_worker import FakeWorker
 from router_helpers import assert_exact, cluster, collect, generation_request, num_ready, until
 
 from preble.errors import DeadlineExceeded
+from preble.page_keys import pack_tokens
 from preble.types import FinishReason
-from preble_router.attempts import MOVES_PER_TURN
+from preble_router.attempts import MOVED_TOKENS, MOVES_PER_TURN
 from preble_router.dispatch import Dispatcher, Generation
 
 COUNT = 6 * MOVES_PER_TURN
@@ -43,6 +44,22 @@ async def test_one_turn_of_the_event_loop_places_no_more_than_so_many() -> None:
             await asyncio.sleep(0)  # A turn.
         await asyncio.gather(*map(assert_exact, generations))
         assert dispatcher.attempts.retries_total == COUNT
+        await other.stop()
+
+
+async def test_of_long_prompts_a_turn_places_fewer() -> None:
+    limits = {"context_tokens": 1 << 16, "capacity_tokens": 1 << 20}
+    lost, other = FakeWorker("w0", **limits), FakeWorker("w1", **limits)
+    lost.faults.paused = True
+    async with cluster(lost) as dispatcher:
+        tokens = pack_tokens([1] * 4 * MOVED_TOKENS)
+        generations = [
+            dispatcher.start(generation_request(f"q{i}", seed=i, tokens=tokens)) for i in range(20)
+        ]
+        await join(dispatcher, other)
+        dispatcher.remove_worker("w0")
+        assert len(waiting(generations)) == 20 - 4  # They count five each.
+        await asyncio.gather(*map(assert_exact, generations))
         await other.stop()
 
 
