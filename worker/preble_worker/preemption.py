@@ -62,7 +62,7 @@ class Preemption:
         self.review_at_step = step + REVIEW_STEPS
         waiting, running = self._waiting.window(), self._preemptible()
         self._policy.observe(waiting, running, now=now)
-        if self._classed and not self._classed.outranked(waiting, running):
+        if self._classed and not self._classed.outrank_any(waiting, running):
             return []
         return self._make_room(running, step, now) if running else []
 

@@ -132,11 +132,11 @@ class Dlpm:
         """Who has more than a quantum more of credit."""
         return _quanta(self.credit(waiting.tenant)) > self._rank(running)
 
-    def outranked(self, waiting: Sequence[C], running: Sequence[C]) -> list[C]:
+    def outrank_any(self, waiting: Sequence[C], running: Sequence[C]) -> bool:
         """A matter of tenants, of whom there are fewer than requests."""
         tenants = {candidate.tenant for candidate in waiting}
         highest = max((_quanta(self.credit(tenant)) for tenant in tenants), default=-inf)
-        return [candidate for candidate in running if highest > self._rank(candidate)]
+        return any(highest > self._rank(candidate) for candidate in running)
 
     def overtakes(self, waiting: Candidate, running: Candidate) -> bool:
         """Who has more credit, not counting what the other has paid for but not yet got."""

@@ -152,10 +152,10 @@ class RunningPolicy(Protocol):
 
 @runtime_checkable
 class ClassedPolicy(Protocol):
-    """What a policy has besides, that says of many at once whom they outrank."""
+    """What a policy has besides, that knows of many at once whether they outrank others."""
 
-    def outranked(self, waiting: Sequence[C], running: Sequence[C]) -> list[C]:
-        """Those of `running` whom any of `waiting` outranks, in the same order."""
+    def outrank_any(self, waiting: Sequence[C], running: Sequence[C]) -> bool:
+        """Whether any of `waiting` outranks any of `running`."""
         ...
 
 
