@@ -17,7 +17,7 @@ from preble_deploy.listed_words import Addresses, Tiers, words
 from preble_deploy.overload_settings import OverloadOptions
 from preble_deploy.sources import Flag, Settings
 from preble_router.config import RouterConfig
-from preble_worker.config import WorkerConfig
+from preble_worker.config import DEFAULT_POLICY, WorkerConfig
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})
@@ -228,7 +228,7 @@ class EngineOptions(ProcessSettings):
         int, Field(ge=0), Flag(metavar="TOKENS", panel=ENGINE, default="what memory allows")
     ] = Field(0, description="Size of the KV cache of one worker.")
     local_policy: Annotated[str, Flag(metavar="NAME", panel=ENGINE, choices=local_policies)] = (
-        Field("preble_groups", description="In which order a worker starts waiting requests.")
+        Field(DEFAULT_POLICY, description="In which order a worker starts waiting requests.")
     )
     enable_prefix_caching: Annotated[
         bool,

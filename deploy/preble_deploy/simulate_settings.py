@@ -15,6 +15,7 @@ from preble_deploy.listed_words import Tiers
 from preble_deploy.settings import Words
 from preble_deploy.sources import Flag
 from preble_deploy.trace_settings import REQUESTS, TraceOptions
+from preble_worker.config import DEFAULT_POLICY
 
 CLUSTER = "Cluster"
 FIDELITY = "Faults and fidelity"
@@ -34,7 +35,7 @@ class SimulateSettings(TraceOptions):
         "--help`; preble:TERM=WEIGHT changes a weight, 0 switches the term off.",
     )
     local_policy: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, choices=local_policies)] = (
-        Field("preble_groups", description="Order of requests within a worker.")
+        Field(DEFAULT_POLICY, description="Order of requests within a worker.")
     )
     length_predictor: Annotated[
         str, Flag(metavar="NAME", panel=CLUSTER, choices=simulated_length_predictors)

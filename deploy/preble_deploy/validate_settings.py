@@ -9,6 +9,7 @@ from preble_deploy.choices import local_policies, routing_policies
 from preble_deploy.client_settings import RESULTS
 from preble_deploy.sources import Flag, Settings
 from preble_deploy.trace_settings import REQUESTS
+from preble_worker.config import DEFAULT_POLICY
 
 CLUSTER = "Cluster"
 
@@ -34,7 +35,7 @@ class ValidateSettings(Settings):
         "preble", description="Routing policy of both."
     )
     local_policy: Annotated[str, Flag(metavar="NAME", panel=CLUSTER, choices=local_policies)] = (
-        Field("preble_groups", description="Order of requests within a worker, of both.")
+        Field(DEFAULT_POLICY, description="Order of requests within a worker, of both.")
     )
     kv_cache_tokens: Annotated[int, Field(ge=16), Flag(metavar="TOKENS", panel=CLUSTER)] = Field(
         32_768, description="Size of each worker's KV cache."

@@ -17,7 +17,7 @@ from fake_engine import StubEngine
 from worker_helpers import make_request
 
 from preble.page_keys import namespace_page, pack_tokens
-from preble_worker.config import SchedulerConfig
+from preble_worker.config import DEFAULT_POLICY, SchedulerConfig
 from preble_worker.outputs import StepOutputs
 from preble_worker.page_cache import PageCache
 from preble_worker.scheduler import LocalScheduler
@@ -28,7 +28,7 @@ TARGET_US = {32: 150.0, 256: 400.0}
 
 
 def make_scheduler(
-    num_running: int, *, policy: str = "preble_groups", full: bool = False
+    num_running: int, *, policy: str = DEFAULT_POLICY, full: bool = False
 ) -> LocalScheduler:
     """A scheduler whose `num_running` requests all decode, their prompts shared to 7/8.
 
@@ -206,7 +206,7 @@ def main() -> None:
     bench_blocked(400)
     for num_running in TARGET_US:
         bench_churn(num_running, output_tokens=100)
-    for policy in ("fcfs", "lpm", "preble_groups"):
+    for policy in ("fcfs", "lpm", "preble_groups", "alise"):
         bench_start(policy, 400)
     bench_load()
     for num_pages in (10_000, 100_000, 400_000):

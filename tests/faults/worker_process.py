@@ -31,7 +31,7 @@ from preble_deploy.models import resolve_model
 from preble_router.config import RouterConfig
 from preble_router.server import RouterServer
 from preble_worker.batch import Batch, Engine
-from preble_worker.config import WorkerConfig
+from preble_worker.config import DEFAULT_POLICY, WorkerConfig
 from preble_worker.engines import load_engine
 from preble_worker.server import ending_at_failure, set_up_logging
 
@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, default=0)
     parser.add_argument("--max-num-batched-tokens", type=int, default=0)
     parser.add_argument("--kv-cache-tokens", type=int, default=0)
-    parser.add_argument("--local-policy", default="preble_groups")
+    parser.add_argument("--local-policy", default=DEFAULT_POLICY)
     return parser.parse_args()
 
 

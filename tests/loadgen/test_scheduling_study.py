@@ -289,18 +289,18 @@ def test_no_chapter_without_cells() -> None:
     assert behind_chapter([make_cell()]) is None
 
 
-def test_local_policies_are_held_against_the_default_place_by_place() -> None:
+def test_local_policies_are_held_against_fcfs_place_by_place() -> None:
     cells = [
         make_cell(
             section=BEHIND, local_policy=policy, workload=name, load=load, mean=mean, e2e=mean
         )
         for name, policy, load, mean in (
-            ("tool_use", "preble_groups", 0.7, 1.0),
-            ("tool_use", "fcfs", 0.7, 2.0),
-            ("video_qa", "preble_groups", 0.7, 1.0),
-            ("video_qa", "fcfs", 0.7, 8.0),
-            ("video_qa", "preble_groups", 1.2, 1.0),
-            ("video_qa", "fcfs", 1.2, 0.5),
+            ("tool_use", "fcfs", 0.7, 1.0),
+            ("tool_use", "alise", 0.7, 2.0),
+            ("video_qa", "fcfs", 0.7, 1.0),
+            ("video_qa", "alise", 0.7, 8.0),
+            ("video_qa", "fcfs", 1.2, 1.0),
+            ("video_qa", "alise", 1.2, 0.5),
             ("video_qa", "lpm", 1.2, 2.0),
         )
     ]
@@ -308,9 +308,9 @@ def test_local_policies_are_held_against_the_default_place_by_place() -> None:
     assert chapter is not None
     rows = [row.cells for row in chapter.tables[0].rows]
     assert rows == [
-        ("0.7", "preble_groups", "2", "1", "1", "1", "1", "1"),
-        ("0.7", "fcfs", "2", "4", "4", "4", "4", "8"),
-        ("1.2", "preble_groups", "1", "1", "1", "1", "1", "1"),
-        ("1.2", "fcfs", "1", "0.5", "0.5", "0.5", "0.5", "0.5"),
+        ("0.7", "fcfs", "2", "1", "1", "1", "1", "1"),
+        ("0.7", "alise", "2", "4", "4", "4", "4", "8"),
+        ("1.2", "fcfs", "1", "1", "1", "1", "1", "1"),
+        ("1.2", "alise", "1", "0.5", "0.5", "0.5", "0.5", "0.5"),
         ("1.2", "lpm", "1", "2", "2", "2", "2", "2"),
     ]

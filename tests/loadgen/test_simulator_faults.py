@@ -27,7 +27,7 @@ def test_requests_of_a_dead_worker_go_elsewhere() -> None:
 
 
 def test_a_worker_that_comes_back_is_used_again_from_an_empty_cache() -> None:
-    result = run(load(300, rate=40.0), faults=["death:0@2+1"])
+    result = run(load(600, rate=40.0), faults=["death:0@2+1"])
     assert not errors(result)
     late = [record for record in result.records if record.sent_at > 4.0]
     assert any(record.worker_id == "w0" for record in late)

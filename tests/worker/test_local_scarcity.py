@@ -244,7 +244,7 @@ def test_no_work_is_spent_on_who_cannot_be_in_time_while_others_wait(policy: str
 
 
 def test_who_cannot_be_in_time_runs_where_nobody_else_wants_to() -> None:
-    worker = Worker(max_sequences=1)
+    worker = Worker(max_sequences=1, policy="fcfs")
     worker.submit("lost", [2] * 8, max_tokens=30, deadline_at=5.0, predicted_output_tokens=30)
     worker.submit("wrong", [3] * 8, max_tokens=5, deadline_at=20.0, predicted_output_tokens=300)
     worker.run()

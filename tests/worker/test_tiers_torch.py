@@ -74,11 +74,16 @@ def expected(model: Any) -> list[list[int]]:
 
 
 def short_of_pages(
-    directory: Path, *, measured: bool = False, num_pages: int = 14, **options: Any
+    directory: Path,
+    *,
+    measured: bool = False,
+    num_pages: int = 14,
+    policy: str = "fcfs",
+    **options: Any,
 ) -> tuple[LoadedEngine, Counting]:
     """An engine under a scheduler with so few pages that requests lose theirs, and for which
     copying always pays unless it has `measured` its steps."""
-    loaded = load(directory, kv_cache_tokens=2048, host_kv_tokens=4096, **options)
+    loaded = load(directory, kv_cache_tokens=2048, host_kv_tokens=4096, policy=policy, **options)
     scheduler = replace(loaded.scheduler, num_pages=num_pages, context_tokens=128)
     if not measured:
         tiers = replace(scheduler.tiers, cost=None)

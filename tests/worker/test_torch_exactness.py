@@ -77,7 +77,7 @@ def expected(model: Any) -> list[list[int]]:
     return generate(model, PROMPTS, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "lpm", "preble_groups"])
+@pytest.mark.parametrize("policy", ["fcfs", "lpm", "preble_groups", "alise"])
 @pytest.mark.parametrize("caching", [True, False])
 def test_every_policy(
     loaded: LoadedEngine, expected: list[list[int]], policy: str, caching: bool

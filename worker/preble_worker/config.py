@@ -9,6 +9,9 @@ from preble.transport import Tls
 from preble_worker.kv_form import CompactForm, KvForm
 from preble_worker.policies.policy import UNMEASURED, PolicyOptions
 
+DEFAULT_POLICY = "alise"
+"""The best behind the router where requests queue, and no worse where they do not
+(`loadgen/SCHEDULING.md`)."""
 KV_TIERS = ("host", "int8", "hidden", "int8-resident")
 """What `--kv-tiers` takes, besides full-precision KV on the device."""
 
@@ -91,7 +94,7 @@ class SchedulerConfig:
     max_batch_tokens: int = 512
     max_sequences: int = 64
     context_tokens: int = 8192
-    policy: str = "preble_groups"
+    policy: str = DEFAULT_POLICY
     prefix_caching: bool = True
     age_escape_seconds: float = 10.0
     eos_token_ids: tuple[int, ...] = ()
@@ -173,7 +176,7 @@ class WorkerConfig:
     max_batch_tokens: int = 0
     max_sequences: int = 64
     context_tokens: int = 0
-    policy: str = "preble_groups"
+    policy: str = DEFAULT_POLICY
     prefix_caching: bool = True
     kv_tiers: tuple[str, ...] = ()
     host_kv_tokens: int = 0

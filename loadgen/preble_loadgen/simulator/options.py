@@ -9,7 +9,7 @@ from preble.types import WorkerSpec
 from preble_loadgen.simulator.faults import Fault
 from preble_router.lengths import DEFAULT as LENGTH_DEFAULT
 from preble_router.lengths import LENGTH_PREDICTOR_NAMES
-from preble_worker.config import NO_TIERS, SchedulerConfig, TierConfig
+from preble_worker.config import DEFAULT_POLICY, NO_TIERS, SchedulerConfig, TierConfig
 
 ORACLE = "oracle"
 """The length predictor that only a simulator can have."""
@@ -46,7 +46,7 @@ class SimulationOptions:
     cost: CostModel
     num_workers: int = 4
     policy: str = "preble"
-    local_policy: str = "preble_groups"
+    local_policy: str = DEFAULT_POLICY
     length_predictor: str = LENGTH_DEFAULT
     length_noise: float = 0.0
     max_tokens: int = 0

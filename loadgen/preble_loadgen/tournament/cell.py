@@ -18,6 +18,8 @@ WARM_UP_SHARE = 0.1
 
 SLO_SHARE = 0.9
 CURVE_POINTS = 101
+PUBLISHED_ORDER = "preble_groups"
+"""Local policy of the workers where routing policies are compared: that of the Preble paper."""
 ADDED_LATER = ("tiers", "length_predictor", "length_noise", "cv")
 """Fields of `CellKey` that its first version had not."""
 
@@ -47,7 +49,7 @@ class CellKey:
     load: float
     seed: int
     variant: str = ""
-    local_policy: str = "preble_groups"
+    local_policy: str = PUBLISHED_ORDER
     faults: tuple[str, ...] = ()
     tiers: tuple[str, ...] = ()
     length_predictor: str = ""

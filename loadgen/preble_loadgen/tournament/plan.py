@@ -16,7 +16,7 @@ from functools import partial
 from itertools import product
 
 from preble.cost_library import load_cost_model
-from preble_loadgen.tournament.cell import CellKey
+from preble_loadgen.tournament.cell import PUBLISHED_ORDER, CellKey
 from preble_loadgen.tournament.contests import CONTESTS, REFERENCE, nominal_rate
 from preble_loadgen.tournament.scheduling import plan as scheduling
 from preble_loadgen.tournament.scope import Scope
@@ -82,7 +82,7 @@ def _cells(
     seeds: tuple[int, ...],
     sizes: tuple[int, ...] = (4,),
     cost_model: str = REFERENCE,
-    local_policies: tuple[str, ...] = ("preble_groups",),
+    local_policies: tuple[str, ...] = (PUBLISHED_ORDER,),
     faults: tuple[tuple[str, ...], ...] = ((),),
 ) -> Iterator[CellKey]:
     if scope.quick:
