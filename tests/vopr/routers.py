@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from math import exp
+from math import exp, inf
 
 from vopr.life import Life
 from vopr.network import Network, Wire
@@ -64,6 +64,7 @@ class Router:
         self._life = life
         self._struck = struck
         self._refused = 0
+        self._spoke_again_at = -inf
         self._waits_since: dict[str, float] = {}
         self._spurned_since: dict[str, float] = {}
         self._linked: dict[str, tuple[int, Wire | None]] = {}
@@ -176,7 +177,9 @@ class Router:
         silent = [
             w for w in map(self.trees.wire_to, sessions) if w is not None and self._is_mute(w)
         ]
-        if wire in silent and len(silent) <= max(1, len(sessions) // 2):
+        # Where more are silent some stay in use, until the next look after one speaks again.
+        has_looked = now - self._spoke_again_at > LEEWAY_SECONDS
+        if wire in silent and has_looked and len(silent) <= max(1, len(sessions) // 2):
             raise Violation(f"{submit.request_id} was sent to {wire}, which is silent")
 
     def _is_mute(self, wire: Wire) -> bool:
@@ -203,6 +206,8 @@ class Router:
                 raise Violation(f"{submit.request_id} is placed again beyond the retry budget")
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
+        if self._is_mute(wire):
+            self._spoke_again_at = self._loop.time()
         wire.heard_at = self._loop.time()
         match message.WhichOneof("message"):
             case "hello":
