@@ -226,8 +226,8 @@ class Router:
     def _check_ghosts(self, wire: Wire, step: pb.StepOutput) -> None:
         now = self._loop.time()
         for output in step.outputs:
-            if output.request_id in self.dispatcher.attempts.live:
-                continue
+            if output.request_id in self.dispatcher.attempts.live or not output.tokens:
+                continue  # That it was broken off is told after the next step, however slow.
             ended_at = self.ended_at.setdefault((output.request_id, output.attempt), now)
             since = max(ended_at, wire.disturbed_at, self._loop.jumped_at)  # type: ignore[attr-defined]
             if now - since > GHOST_SECONDS and not wire.is_blocked:
