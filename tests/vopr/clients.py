@@ -41,6 +41,7 @@ class Client:
         self._rng = rng
         self._struck = struck
         self._accepted = 0
+        self._given_up = 0
         self._generations: list[Generation] = []
 
     async def run(self, routers: list[RouterHost]) -> None:
@@ -113,6 +114,7 @@ class Client:
         try:
             return await self._read(generation, choice)
         except WorkerFailed:
+            self._given_up += 1
             return router.judge_failure(generation)
         except (PoisonedRequest, DeadlineExceeded, SlowReader) as error:
             return self._judge(error, generation)
@@ -132,6 +134,7 @@ class Client:
             case PoisonedRequest():
                 # Its choices are alike, and each other's repetition.
                 num_failures = sum(each.num_failures for each in self._generations)
+                num_failures += self._given_up  # perhaps with a worker that was silent till then
                 if ask.poison is Poison.NONE and num_failures < 2:
                     raise Violation(f"{ask.name} is blamed for nothing") from error
                 if ask.poison is Poison.NONE:

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from math import exp, inf
+from math import exp
 
 from vopr.life import Life
 from vopr.network import Network, Wire
@@ -64,9 +64,10 @@ class Router:
         self._life = life
         self._struck = struck
         self._refused = 0
-        self._spoke_again_at = -inf
         self._waits_since: dict[str, float] = {}
         self._spurned_since: dict[str, float] = {}
+        self._sessions_before: set[str] = set()  # as the last instant ended
+        self._shaken_at = 0.0  # when they changed, or one spoke after a silence
         self._linked: dict[str, tuple[int, Wire | None]] = {}
         scheduler = GlobalScheduler(
             make_policy(life.policy),
@@ -173,14 +174,19 @@ class Router:
         self.poison.submitted(wire, submit, now)
         if wire.draining_since < now:
             raise Violation(f"{submit.request_id} was sent to {wire}, which drains")
-        sessions = self.dispatcher.membership.sessions.values()
-        silent = [
-            w for w in map(self.trees.wire_to, sessions) if w is not None and self._is_mute(w)
-        ]
-        # Where more are silent some stay in use, until the next look after one speaks again.
-        has_looked = now - self._spoke_again_at > LEEWAY_SECONDS
-        if wire in silent and has_looked and len(silent) <= max(1, len(sessions) // 2):
-            raise Violation(f"{submit.request_id} was sent to {wire}, which is silent")
+        if self._is_mute(wire):
+            self._check_silent(wire, submit.request_id, now)
+
+    def _check_silent(self, wire: Wire, request_id: str, now: float) -> None:
+        """A silent worker may be used where so many are that not all are ejected, and until the
+        tick after some of them have spoken or are lost."""
+        sessions = self.dispatcher.membership.sessions
+        if now - self._shaken_at < 2 * TICK_SECONDS or sessions.keys() != self._sessions_before:
+            return
+        wires = [each for each in map(self.trees.wire_to, sessions.values()) if each is not None]
+        silent = [each for each in wires if self._is_mute(each)]
+        if wire in silent and len(silent) <= max(1, len(sessions) // 2):
+            raise Violation(f"{request_id} was sent to {wire}, which is silent")
 
     def _is_mute(self, wire: Wire) -> bool:
         """For longer than a worker may be silent."""
@@ -207,7 +213,7 @@ class Router:
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
         if self._is_mute(wire):
-            self._spoke_again_at = self._loop.time()
+            self._shaken_at = self._loop.time()
         wire.heard_at = self._loop.time()
         match message.WhichOneof("message"):
             case "hello":
@@ -251,6 +257,9 @@ class Router:
             former = self._linked.get(worker_id)
             if former is None or former[0] != session.spec.epoch:
                 self._check_epoch(session, former, now)
+        if dispatcher.membership.sessions.keys() != self._sessions_before:
+            self._sessions_before = set(dispatcher.membership.sessions)
+            self._shaken_at = now
         if num_listed != num_placed:
             raise Violation("sessions list requests that are not placed there")
         if len(dispatcher.scheduler._bookings) != num_placed:

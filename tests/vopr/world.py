@@ -224,7 +224,7 @@ class World:
             elif kind == "snapshot_request":
                 self.struck("snapshot is asked for")
                 router.trees.asked(wire, self.loop.time())
-        except Violation as error:
+        except Exception as error:
             self.violated(error)  # in the middle of production's code, which it must not reach
 
     def heard(self, wire: Wire, message: pb.WorkerMessage) -> None:
@@ -239,7 +239,7 @@ class World:
         if (router := self._router(wire)) is not None:
             try:
                 router.heard(wire, message)
-            except Violation as error:
+            except Exception as error:
                 self.violated(error)  # in the middle of production's code, which it must not reach
 
     def _router(self, wire: Wire) -> Router | None:
