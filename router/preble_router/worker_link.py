@@ -198,7 +198,7 @@ class WorkerLink:
 
     async def _write(self, call: LinkCall) -> None:
         """Sends what is queued, in order; the reader learns why a stream broke."""
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        try:
             while True:
                 while self._outbox:
                     await call.write(self._outbox.popleft())
@@ -206,6 +206,11 @@ class WorkerLink:
                     self._session.sent_at = self._options.clock()
                 self._outbox_filled.clear()
                 await self._outbox_filled.wait()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        except Exception:
+            _log.exception("a message to the worker at %s could not be sent", self.address)
+            call.cancel()  # Else all that is sent later would wait for ever.
 
 
 async def _close(connection: Connection, writer: asyncio.Task[None]) -> None:
