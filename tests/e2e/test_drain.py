@@ -81,7 +81,7 @@ async def test_a_rolling_restart_of_all_workers_fails_no_request() -> None:
                     workers[index] = fresh = make_worker(f"w{index}")
                     dispatcher.add_worker(await fresh.start())
                     await until(lambda: num_ready(dispatcher) == 3)
-                    generations += (more := start(dispatcher, 100 + index, max_tokens=50))
+                    generations += (more := start(dispatcher, len(generations), max_tokens=50))
                     checks += map(asyncio.create_task, map(assert_oracle, more))
             assert max(generation.attempt for generation in generations) > 3
             assert all(generation.num_failures == 0 for generation in generations)
