@@ -170,6 +170,7 @@ class Pipe:
         if self.is_blocked:
             self._held.append(item)
         else:
+            assert not self._held, "a later message would overtake those that are held"
             self._take(item)
 
 
@@ -318,10 +319,9 @@ class Wire:
             loop.call_later(KEEPALIVE_SECONDS, self._keep_alive, self._blocked_since)
 
     def unblocked(self) -> None:
-        if self._up.is_blocked or self._down.is_blocked:
-            return
-        self._blocked_since = None
-        self.disturbed_at = asyncio.get_running_loop().time()
+        if not (self._up.is_blocked or self._down.is_blocked):
+            self._blocked_since = None
+            self.disturbed_at = asyncio.get_running_loop().time()
         self._up.release()
         self._down.release()
 
