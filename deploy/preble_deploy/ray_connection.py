@@ -59,8 +59,8 @@ def connect(address: str, *, namespace: str, num_cpus: float) -> Any:
         raise PrebleError("Ray is not installed; pip install 'preble[ray]'") from None
     try:
         ray.init(address=address, namespace=namespace, logging_level=logging.WARNING, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # A node that is too slow to start raises a bare one.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PrebleError(f"no Ray cluster at {address!r} (see --ray): {reason}") from None
     return ray
 

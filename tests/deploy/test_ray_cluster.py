@@ -10,17 +10,23 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from preble.errors import PrebleError
+from preble_deploy.ray_connection import connect
+
 pytest.importorskip("ray")
 
 PREBLE = (sys.executable, "-m", "preble_deploy")
 NAMESPACE = "preble-test"
 PATIENCE_SECONDS = 180.0
+NODE = {"num_cpus": 2, "object_store_memory": 80 * 1024 * 1024}
+RAY_START_TRIES = 5
 
 Result = TypeVar("Result")
 
@@ -39,21 +45,42 @@ def until(ask: Callable[[], Result | None]) -> Result:
 def ray_address() -> Iterator[str]:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
-    from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 2, "object_store_memory": 80 * 1024 * 1024, "include_dashboard": False}
+    cluster = started(nodes=3)
     try:
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-    except RuntimeError:  # Ray's own start-up gives up after 30 s, too soon for a busy machine.
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=2, object_store_memory=80 * 1024 * 1024)
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster.address
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def started(nodes: int) -> Any:
+    """A `ray.cluster_utils.Cluster`.
+
+    Ray gives a node 30 s to come up and raises a bare exception then: too soon for a busy machine.
+    """
+    import psutil
+    from ray.cluster_utils import Cluster
+
+    others = set(psutil.Process().children(recursive=True))
+    tries_left = RAY_START_TRIES
+    while True:
+        cluster = Cluster()
+        try:
+            cluster.add_node(**NODE, include_dashboard=False)
+            for _ in range(nodes - 1):
+                cluster.add_node(**NODE)
+        except Exception:
+            cluster.shutdown()
+            for process in set(psutil.Process().children(recursive=True)) - others:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            tries_left -= 1
+            if not tries_left:
+                raise
+        else:
+            return cluster
 
 
 class Served:
@@ -201,3 +228,16 @@ def test_wrong_address_is_one_line() -> None:
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert "--ray is 'ray://127.0.0.1:1'" in result.stderr
+
+
+def test_a_node_that_is_too_slow_to_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def too_slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nAnd much more.")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(PrebleError) as caught:
+        connect("local", namespace=NAMESPACE, num_cpus=1)
+    assert str(caught.value).endswith("(see --ray): The current node timed out during startup.")
