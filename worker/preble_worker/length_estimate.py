@@ -13,7 +13,9 @@ expected length of all outputs longer than g.
 from bisect import bisect_right
 
 import numpy as np
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 BUCKETS_PER_OCTAVE = 8
 """A bucket is 9 % wide: less than any predictor errs."""
 _OCTAVES = (-10, 10)
@@ -30,12 +32,13 @@ class LengthEstimate:
             where there is none. 0 while nothing has finished.
     """
 
-    __slots__ = ("_bounds", "_counts", "_length_sum", "_means", "_num", "_sums", "mean")
+    __slots__ = ("_bounds", "_counts", "_edges", "_length_sum", "_means", "_num", "_sums", "mean")
 
     def __init__(self) -> None:
         low, high = _OCTAVES
         exponents = np.arange(low * BUCKETS_PER_OCTAVE, high * BUCKETS_PER_OCTAVE + 1)
-        self._bounds: list[float] = np.exp2(exponents / BUCKETS_PER_OCTAVE).tolist()
+        self._edges = np.exp2(exponents / BUCKETS_PER_OCTAVE)
+        self._bounds: list[float] = self._edges.tolist()
         self._counts = np.zeros(len(self._bounds) + 1)
         self._sums = np.zeros(len(self._bounds) + 1)
         self._means: list[float] | None = None
@@ -75,6 +78,16 @@ class LengthEstimate:
             return max(prediction, 2.0 * beyond, generated + 1.0)
         length, least = prediction * mean, generated + 1.0
         return length if length > least else least
+
+    def expected_of(self, predicted: Floats, generated: Floats) -> Floats:
+        """`expected` of many at once, all with a prediction of at least one token: shape (n,)."""
+        ratios = generated / predicted
+        means = np.array(self._means or self._upper_means())
+        mean = means[np.searchsorted(self._edges, ratios, side="right")]
+        least = generated + 1.0
+        beyond = np.where(ratios >= 1.0, generated, 0.0)
+        unknown = np.maximum(predicted, 2.0 * beyond)
+        return np.maximum(np.where(mean == 0.0, unknown, predicted * mean), least)
 
     def _prediction(self, predicted: float | None, *, otherwise: float) -> float:
         prediction = predicted or self.mean or otherwise

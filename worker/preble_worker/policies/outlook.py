@@ -1,6 +1,10 @@
 """How much longer a request takes, in tokens and in seconds, as well as a policy can know it."""
 
-from preble_worker.length_estimate import LengthEstimate
+from collections.abc import Sequence
+
+import numpy as np
+
+from preble_worker.length_estimate import Floats, LengthEstimate
 from preble_worker.policies.policy import Candidate, PolicyOptions
 
 
@@ -41,6 +45,21 @@ class Outlook:
             candidate.max_tokens,
         )
         return (whole if whole < limit else limit) - generated
+
+    def remaining_seconds_of(
+        self, candidates: Sequence[Candidate], predictions: Sequence[int]
+    ) -> Floats:
+        """`remaining_seconds` of many at once, of which so much was predicted: shape (n,)."""
+        generated = np.array([c.num_generated for c in candidates], np.float64)
+        limits = np.array([c.max_tokens for c in candidates], np.float64)
+        num_tokens = np.array([c.num_tokens for c in candidates], np.float64)
+        expected = self.lengths.expected_of(np.array(predictions, np.float64), generated)
+        per_token = self._token_seconds + self._context_seconds * num_tokens
+        seconds: Floats = (np.minimum(expected, limits) - generated) * per_token
+        for index, candidate in enumerate(candidates):
+            if candidate.num_missing:
+                seconds[index] += self.prefill_seconds(candidate)
+        return seconds
 
     def remaining_seconds(self, candidate: Candidate) -> float:
         """Prefill of what it misses, then its remaining tokens."""
