@@ -37,6 +37,7 @@ class WaitingQueue:
         self._deadlines = deadlines
         self._age_escape_seconds = config.age_escape_seconds
         self._queue: SortedDict = SortedDict()
+        self._window: list[Sequence] | None = None
         self.num_missing = 0
 
     def __len__(self) -> int:
@@ -53,13 +54,19 @@ class WaitingQueue:
 
     def remove(self, sequence: Sequence) -> None:
         del self._queue[_key(sequence)]
+        self._window = None
         if not sequence.is_lost:
             self.num_missing -= sequence.num_missing
 
     def window(self) -> list[Sequence]:
         """Whom the policy is shown: the oldest, and with them the newest where old age does not
-        decide. Of one priority after another.
+        decide. Of one priority after another. The caller must not change it.
         """
+        if self._window is None:
+            self._window = self._make_window()
+        return self._window
+
+    def _make_window(self) -> list[Sequence]:
         values, size = self._queue.values(), self._policy.window
         if not self._policy.bounds_waits or len(self._queue) <= size:
             return list(islice(values, size))
@@ -115,6 +122,7 @@ class WaitingQueue:
 
     def _enter(self, sequence: Sequence) -> None:
         self._queue[_key(sequence)] = sequence
+        self._window = None
         if not sequence.is_lost:
             self.num_missing += sequence.num_missing
 
@@ -137,6 +145,7 @@ class WaitingQueue:
         sequence.cached_tokens = num_pages * self._cache.page_tokens
 
     def check(self) -> None:
+        assert self._window is None or self._window == self._make_window()
         assert self.num_missing == sum(s.num_missing for s in self if not s.is_lost)
         for key, sequence in self._queue.items():
             assert key == _key(sequence)
