@@ -47,8 +47,9 @@ CONTEXT_TOKENS = 8192
 RUNS = ((0.0005, 1.0), (0.001, 1.05), (0.002, 1.1), (0.004, 1.15), (0.008, 1.2))
 """One-way delay in seconds, and actual over predicted step time, of each simulated run."""
 MARGIN = 0.05
-BUSY_SHARE_MAX = 0.75
-"""Of the machine's CPU time; beyond it the live figures are those of a starved router."""
+BUSY_SHARE_MAX = 0.5
+"""Of the machine's CPU time, of which the show itself takes a third at most; beyond it the live
+figures are those of a starved router, or of workers slower than in the run of another policy."""
 
 
 @dataclass(frozen=True, slots=True)
