@@ -1,9 +1,14 @@
 """A worker over a real link on loopback: tokens, ends, refusals, and what its cache holds."""
 
+import asyncio
+import logging
+import threading
+
 from worker_link_helpers import (
     CONFIG,
     COST,
     VOCAB_SIZE,
+    Gate,
     link,
     oracle,
     pause,
@@ -17,6 +22,7 @@ from preble.page_keys import pack_tokens
 from preble.types import FinishReason, SamplingParams
 from preble.v1 import worker_pb2 as pb
 from preble.wire import hello_from_wire
+from preble_worker import server
 from preble_worker.config import WorkerConfig
 from preble_worker.server import WorkerServer
 
@@ -192,3 +198,25 @@ async def test_two_servers_have_two_epochs_the_later_the_larger():
     ):
         assert one.hello.epoch < two.hello.epoch
         assert one.hello.worker_id != two.hello.worker_id
+
+
+def test_an_engine_that_was_abandoned_in_a_step_comes_back_to_nobody(monkeypatch, caplog):
+    gate, broken = Gate(), []
+    monkeypatch.setattr(server, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+
+    async def stop_in_a_step() -> None:
+        running = WorkerServer(WorkerConfig(**CONFIG), simulated(sleep=gate))
+        async with link(await running.start()) as router:
+            await router.submit("a", prompt_of(20), 50)
+            assert await asyncio.to_thread(gate.entered.wait, 20.0)
+            await running.stop(drain_seconds=0.0)
+
+    before = set(threading.enumerate())
+    asyncio.run(stop_in_a_step())
+    (loop,) = (t for t in set(threading.enumerate()) - before if t.name == "engine-loop")
+    gate.open()
+    loop.join(20.0)
+    assert not loop.is_alive()
+    assert not broken
+    assert not [r for r in caplog.records if r.levelno == logging.CRITICAL]

@@ -212,7 +212,12 @@ class WorkerServer:
     def _deliver(self, delivery: Delivery) -> None:
         """In the engine loop's thread: hand over one delivery, not too far ahead."""
         self._undelivered.acquire()
-        self._event_loop.call_soon_threadsafe(self._take, delivery)
+        try:
+            self._event_loop.call_soon_threadsafe(self._take, delivery)
+        except RuntimeError:
+            # Back from the step in which it was abandoned; what it is told next is to stop.
+            if not self._event_loop.is_closed():
+                raise
 
     def _take(self, delivery: Delivery) -> None:
         """On the event loop: pass one delivery on."""
