@@ -57,6 +57,13 @@ class ServedCluster:
         if self._process is not None and self._process.poll() is None:
             self.stop()
 
+    def cpu_seconds(self) -> float:
+        """What `preble serve` itself, without its children, has computed so far."""
+        assert self._process is not None
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        user, system = map(int, stat.rpartition(")")[2].split()[11:13])
+        return (user + system) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> tuple[int, list[int]]:
         """Ctrl-C; returns the exit status and the ids of processes of ours that still run."""
         assert self._process is not None

@@ -14,7 +14,13 @@ from typing import Any
 from preble.errors import ConfigError, PrebleError
 from preble_deploy.cluster import RUNNING, Progress, reachable
 from preble_deploy.ports import choose_ports
-from preble_deploy.ray_connection import HEADLESS_SECONDS, HEADLESS_VARIABLE, connect, end
+from preble_deploy.ray_connection import (
+    HEADLESS_SECONDS,
+    HEADLESS_VARIABLE,
+    connect,
+    end,
+    watch_head,
+)
 from preble_deploy.settings import ServeSettings
 from preble_deploy.terminal import Terminal
 
@@ -60,8 +66,8 @@ class RayCluster:
         return await asyncio.to_thread(self._progress)
 
     async def failure(self) -> None:
-        """Never returns: Ray restarts what fails, for ever."""
-        await asyncio.Event().wait()
+        """Never returns: Ray restarts what fails, as long as it has a head."""
+        await watch_head(self._ray.get_runtime_context().gcs_address, self.terminal.say)
 
     async def stop(self) -> None:
         """Lets running requests end: the router first, so that it still has its workers."""

@@ -1,5 +1,6 @@
 """Joins a Ray cluster, or starts one on the spot that only this user can reach."""
 
+import asyncio
 import logging
 import os
 import secrets
@@ -7,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from preble.errors import PrebleError
 from preble_deploy.devices import num_cores
@@ -20,6 +21,7 @@ RAYS_HEADLESS_SECONDS = 60
 HEADLESS_SECONDS = 1_000_000
 """Ray places and restarts; to serve, nobody needs its head."""
 END_SECONDS = 3.0
+PROBE_SECONDS = 5.0
 POLL_PAUSE_SECONDS = 0.5
 _NOTHING_HEARD: dict[str, Callable[[Any], bool]] = {
     "GcsLogSubscriber": lambda answer: not answer or not answer["lines"],
@@ -92,6 +94,34 @@ def _pausing(subscriber: type[Any], heard_nothing: Callable[[Any], bool]) -> typ
         return answer
 
     return type(subscriber.__name__, (subscriber,), {"poll": poll})
+
+
+async def watch_head(address: str, say: Callable[[str], None]) -> NoReturn:
+    """Says when nobody listens any more at `address`, host:port of the head, and when one does."""
+    is_there = True
+    while True:
+        await asyncio.sleep(PROBE_SECONDS)
+        if await _listens(address) is is_there:
+            continue
+        is_there = not is_there
+        if is_there:
+            say("preble: Ray's head is back")
+        else:
+            say(
+                f"preble: Ray's head at {address} does not answer; serving goes on as long as its "
+                "parts live, but Ray starts none of them again"
+            )
+
+
+async def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:  # TimeoutError is one.
+        return False
+    writer.close()
+    return True
 
 
 def end(ray: Any) -> None:

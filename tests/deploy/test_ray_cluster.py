@@ -1,5 +1,6 @@
 """`preble serve --ray` on a Ray cluster of three nodes, as an operator runs it."""
 
+import asyncio
 import json
 import os
 import queue
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 
 from preble.errors import PrebleError
+from preble_deploy import ray_connection
 from preble_deploy.ray_connection import POLL_PAUSE_SECONDS, connect, pause_without_head
 
 pytest.importorskip("ray")
@@ -276,3 +278,29 @@ def test_ray_is_not_asked_all_the_time_for_what_a_dead_head_would_say(
         subscriber.poll()
         num_polls += 1
     assert num_polls <= 4, "tens of thousands without a pause"
+
+
+async def test_it_says_when_rays_head_is_gone_and_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_connection, "PROBE_SECONDS", 0.02)
+    said: asyncio.Queue[str] = asyncio.Queue()
+
+    async def listen(port: int) -> asyncio.Server:
+        return await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+
+    head = await listen(0)
+    port = head.sockets[0].getsockname()[1]
+    watch = ray_connection.watch_head(f"127.0.0.1:{port}", said.put_nowait)
+    watching = asyncio.create_task(watch)
+    await asyncio.sleep(0.2)
+    assert said.empty()
+    head.close()
+    await head.wait_closed()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert f"Ray's head at 127.0.0.1:{port} does not answer" in await said.get()
+        head = await listen(port)
+        assert "is back" in await said.get()
+    assert said.empty()
+    watching.cancel()
+    head.close()

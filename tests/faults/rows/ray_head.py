@@ -12,6 +12,8 @@ from faults.trial import Outcome, Row, Trial, failures
 from served_cluster import ServedCluster, descendants
 
 CONCURRENCY = 8
+BUSY_SHARE_MAX = 0.2
+"""Of a core, by a `preble serve` that has only to wait."""
 HEAD = "gcs_server"
 
 
@@ -29,14 +31,17 @@ async def measure(trial: Trial) -> Outcome:
                 await asyncio.sleep(3.0)
                 _kill_head()
                 trial.say(f"{seconds:.0f} s without a head")
+                computed = cluster.cpu_seconds()
                 await asyncio.sleep(seconds)
+                busy_share = (cluster.cpu_seconds() - computed) / seconds
             load.close()
             status, left = await asyncio.to_thread(cluster.stop)
     failed, wrong = len(load.failed), len(load.wrong)
     return Outcome(
-        not (failed or wrong or left or status),
+        not (failed or wrong or left or status) and busy_share <= BUSY_SHARE_MAX,
         f"{failed} of {len(load.answers)} failed, {wrong} with wrong tokens in {seconds:.0f} s "
-        f"without it; then Ctrl-C ended all with status {status}, {len(left)} processes left",
+        f"without it, `preble serve` busy {busy_share:.0%}; then Ctrl-C ended all with status "
+        f"{status}, {len(left)} processes left",
         failures(load),
     )
 
