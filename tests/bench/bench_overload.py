@@ -10,11 +10,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from overload_helpers import TIMEOUT_SECONDS, Sharing, overload, sharing
 
+from preble_worker.config import DEFAULT_POLICY
+
 OVERLOAD_SECONDS = 25.0
 SHARING_SECONDS = 5.0
 SEEDS = (0, 10, 20)
 STEADY_RATE = 24.0
 """Requests per second, a fifth of what the cluster can do; the greedy tenant asks for two."""
+LOCAL_POLICIES = (DEFAULT_POLICY, "preble_groups", "srpt", "fcfs")
 PAIRS = (("longest_prefix", "lpm"), ("preble", "dlpm"), ("d2lpm", "dlpm"))
 GOODPUT, RECOVERY_SECONDS, SLOWER, THROUGHPUT = 0.90, 2.0, 1.5, 0.95
 
@@ -25,20 +28,30 @@ def main() -> None:
 
 
 def print_overload() -> None:
-    """Under the default policies."""
-    print(
-        f"5 x capacity for {OVERLOAD_SECONDS:.0f} s, deadlines of {TIMEOUT_SECONDS:.0f} s; ", end=""
-    )
-    print("then 0.8 x\n")
-    seen = overload(seconds=OVERLOAD_SECONDS, num_workers=4)
-    print(f"{'':28} {'figure':>7} {'target':>7}")
-    print(f"{'good requests of capacity':28} {seen.requests_share:7.2f} {GOODPUT:7.2f}")
-    print(f"{'their tokens of capacity':28} {seen.tokens_share:7.2f} {GOODPUT:7.2f}")
-    print(
-        f"{'seconds until 95 % are good':28} {seen.recovery_seconds:7.1f} {RECOVERY_SECONDS:7.1f}"
-    )
-    wasted = seen.during.wasted_tokens / seen.during.good_tokens
-    print(f"{'wasted over good tokens':28} {wasted:7.2f}")
+    """Under the default routing policy."""
+    print(f"5 x capacity for {OVERLOAD_SECONDS:.0f} s, ", end="")
+    print(f"deadlines of {TIMEOUT_SECONDS:.0f} s; then 0.8 x\n")
+    seen = {
+        policy: overload(seconds=OVERLOAD_SECONDS, num_workers=4, local_policy=policy)
+        for policy in LOCAL_POLICIES
+    }
+    print(f"{'':28}" + "".join(f"{policy:>15}" for policy in seen) + f"{'target':>9}")
+    for words, figures, target in (
+        ("good requests of capacity", [each.requests_share for each in seen.values()], GOODPUT),
+        ("their tokens of capacity", [each.tokens_share for each in seen.values()], GOODPUT),
+        (
+            "seconds until 95 % are good",
+            [each.recovery_seconds for each in seen.values()],
+            RECOVERY_SECONDS,
+        ),
+        (
+            "wasted over good tokens",
+            [each.during.wasted_tokens / each.during.good_tokens for each in seen.values()],
+            None,
+        ),
+    ):
+        line = f"{words:28}" + "".join(f"{figure:15.2f}" for figure in figures)
+        print(line + (f"{target:9.2f}" if target is not None else ""))
 
 
 def print_sharing() -> None:
